@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Test points of mm/hmm.c: places where a test may hold a thread
+ *
+ * A race that a test provokes by luck proves nothing. With CONFIG_HMM_TEST_POINTS
+ * mm/hmm.c calls the hook of the one test module that set it at each of the places
+ * named here; the hook may sleep, and so hold the thread there until the test has
+ * brought the other side of the race to where it wants it. Without the option the
+ * places compile to nothing.
+ */
+#ifndef _LINUX_HMM_TEST_H
+#define _LINUX_HMM_TEST_H
+
+#include <linux/types.h>
+
+struct hmm_mirror;
+
+/**
+ * enum hmm_test_point - Where a thread can be held
+ * @HMM_POINT_REGISTER_CREATED: hmm_mirror_register() listens to the mm by a
+ *	struct hmm of its own; another thread may have been quicker.
+ * @HMM_POINT_REGISTER_ARMED: hmm_mirror_register() hears of the exit of the
+ *	mm; the mirror is not linked yet.
+ * @HMM_POINT_EXIT_WALK: mm exit looks at the mirror under hmm_srcu, and has no
+ *	reference yet.
+ * @HMM_POINT_EXIT_FOUND: mm exit holds a reference to the mirror, and has not
+ *	tried to own its release.
+ * @HMM_POINT_RELEASE_OWNED: This thread owns the release; ->release() is next.
+ * @HMM_POINT_RELEASE_RETURNED: ->release() returned; the mirror is still linked.
+ * @HMM_POINT_RELEASE_WAIT: This thread lost the release and waits for its owner
+ *	next.
+ * @HMM_POINT_EXIT_DONE: mm exit is done with the mirror but for its reference.
+ * @HMM_POINT_UNREGISTER_WAIT: hmm_mirror_unregister() waits for the other
+ *	references next.
+ * @HMM_POINT_DEVICE_WAIT: hmm_device_unregister() takes no more mirrors, and
+ *	waits for the references of those that were next.
+ * @HMM_POINT_DEVICE_PUT: The reference of a mirror to its device is dropped
+ *	next; the mirror may be freed already and is not to be touched.
+ * @HMM_NR_POINTS: How many there are.
+ */
+enum hmm_test_point {
+	HMM_POINT_REGISTER_CREATED,
+	HMM_POINT_REGISTER_ARMED,
+	HMM_POINT_EXIT_WALK,
+	HMM_POINT_EXIT_FOUND,
+	HMM_POINT_RELEASE_OWNED,
+	HMM_POINT_RELEASE_RETURNED,
+	HMM_POINT_RELEASE_WAIT,
+	HMM_POINT_EXIT_DONE,
+	HMM_POINT_UNREGISTER_WAIT,
+	HMM_POINT_DEVICE_WAIT,
+	HMM_POINT_DEVICE_PUT,
+	HMM_NR_POINTS
+};
+
+/**
+ * struct hmm_test_counts - Objects that are alive
+ * @devices: Registered devices.
+ * @mirrors: Mirrors, from a successful register until their device is dropped.
+ * @hmms: Address spaces that HMM listens to.
+ */
+struct hmm_test_counts {
+	long devices;
+	long mirrors;
+	long hmms;
+};
+
+typedef void (*hmm_test_hook)(enum hmm_test_point point,
+			      struct hmm_mirror *mirror);
+
+int hmm_test_set_hook(hmm_test_hook hook);
+void hmm_test_clear_hook(void);
+void hmm_test_quiesce(struct hmm_test_counts *counts);
+
+#endif /* _LINUX_HMM_TEST_H */
