@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
+/*
+ * The dummy devices of lib/test_hmm.c, as user space sees them
+ *
+ * Each open of /dev/test_hmm makes a context: it can be attached to a device and
+ * register one mirror of the caller's address space. Any number of contexts may be
+ * attached to a device. read() on an attached context gives the events of its
+ * device as whole struct test_hmm_event, oldest first, each once; poll() says when
+ * there are any. Closing the last descriptor unregisters the mirror, whoever
+ * closes it.
+ *
+ * All sizes are bytes, all ranges [first, first + count).
+ */
+#ifndef _LIB_TEST_HMM_MIRROR_UAPI_H
+#define _LIB_TEST_HMM_MIRROR_UAPI_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+/* What happened, in the order it did */
+enum test_hmm_event_type {
+	TEST_HMM_REGISTERED = 1,	/* arg: pages of the buffer */
+	TEST_HMM_DEVICE_WROTE,		/* arg: pages written */
+	TEST_HMM_DEVICE_READ,		/* arg: first page read */
+	TEST_HMM_DEVICE_RUNS,		/* writes on and on; arg: pages */
+	TEST_HMM_RELEASE,		/* ->release() is called; arg: reason */
+	TEST_HMM_STOPPED,		/* ... and returns; arg: writes in all */
+	TEST_HMM_UNMAP,			/* pages are about to be freed; arg: 1 if */
+					/* the device could still reach them */
+	TEST_HMM_FREED,			/* ->free() is called */
+	TEST_HMM_UNREGISTERED,		/* hmm_mirror_unregister() returned */
+	TEST_HMM_DEVICE_GONE,		/* hmm_device_unregister() returned 0 */
+};
+
+/* arg of TEST_HMM_RELEASE: enum hmm_release_reason */
+enum test_hmm_reason {
+	TEST_HMM_REASON_NONE,
+	TEST_HMM_REASON_MM_EXIT,
+	TEST_HMM_REASON_UNREGISTER,
+};
+
+struct test_hmm_event {
+	__u64 time_ns;		/* CLOCK_MONOTONIC */
+	__u64 arg;
+	__u32 seq;		/* of the device, from 1; a gap: events were lost */
+	__u32 context;		/* who, as struct test_hmm_register says; or 0 */
+	__u32 type;		/* enum test_hmm_event_type */
+	__u32 pid;		/* thread that it happened in */
+};
+
+struct test_hmm_register {
+	__u64 addr;		/* buffer that the device works on: page aligned */
+	__u64 size;		/* a multiple of the page size, at most 4 MiB */
+	__u32 context;		/* out: names this context in events */
+	__u32 flags;		/* TEST_HMM_IN_WORKER or 0 */
+};
+
+/* Register from a kernel thread, which has no address space: for its errno */
+#define TEST_HMM_IN_WORKER	(1U << 0)
+
+struct test_hmm_access {
+	__u64 first;		/* page of the buffer */
+	__u64 count;		/* pages */
+	__u64 value;		/* written to the start of each, or read */
+};
+
+/* Live objects of HMM, and of this driver */
+struct test_hmm_counts {
+	__s64 devices;
+	__s64 mirrors;
+	__s64 hmms;
+	__s64 contexts;		/* mirrors that ->free() has not freed */
+};
+
+/* Where a thread can be held: first those of enum hmm_test_point, then ours */
+enum test_hmm_point {
+	TEST_HMM_AT_REGISTER_CREATED,
+	TEST_HMM_AT_REGISTER_ARMED,
+	TEST_HMM_AT_EXIT_WALK,
+	TEST_HMM_AT_EXIT_FOUND,
+	TEST_HMM_AT_RELEASE_OWNED,
+	TEST_HMM_AT_RELEASE_RETURNED,
+	TEST_HMM_AT_RELEASE_WAIT,
+	TEST_HMM_AT_EXIT_DONE,
+	TEST_HMM_AT_UNREGISTER_WAIT,
+	TEST_HMM_AT_DEVICE_WAIT,
+	TEST_HMM_AT_DEVICE_PUT,
+	TEST_HMM_IN_RELEASE,	/* the device is stopped, ->release() goes on */
+	TEST_HMM_NR_POINTS
+};
+
+struct test_hmm_wait {
+	__u32 point;
+	__u32 timeout_ms;
+};
+
+/* Make a device and attach to it. Out: its number. */
+#define TEST_HMM_DEVICE_CREATE	_IOR('H', 0xa0, __u32)
+/* Attach to the device of this number: -ENOENT if there is none. */
+#define TEST_HMM_DEVICE_ATTACH	_IOW('H', 0xa1, __u32)
+/* hmm_device_unregister() and free: -EBUSY if a mirror is registered. */
+#define TEST_HMM_DEVICE_DESTROY	_IO('H', 0xa2)
+/* Mirror the caller's address space: -EBUSY if this context does already. */
+#define TEST_HMM_REGISTER	_IOWR('H', 0xa3, struct test_hmm_register)
+/* hmm_mirror_unregister(): -ENXIO if nothing is registered. */
+#define TEST_HMM_UNREGISTER	_IO('H', 0xa4)
+/*
+ * Have the device write or read pages, and wait. -ENXIO: no mirror; -EPERM: the
+ * caller's address space is another; -ECANCELED: the mirror was released.
+ */
+#define TEST_HMM_WRITE		_IOW('H', 0xa5, struct test_hmm_access)
+#define TEST_HMM_READ		_IOWR('H', 0xa6, struct test_hmm_access)
+/* Have the device write pages until it is released. Errors as above. */
+#define TEST_HMM_RUN		_IOW('H', 0xa7, struct test_hmm_access)
+/* Hold the next thread that comes to a point: -EBUSY if another context does. */
+#define TEST_HMM_HOLD		_IOW('H', 0xa8, __u32)
+/* Wait until a thread is held: -ETIME after timeout_ms, -ENXIO: no HOLD. */
+#define TEST_HMM_WAIT_HELD	_IOW('H', 0xa9, struct test_hmm_wait)
+/* Let it go, and hold no other: -ENXIO if this context holds none there. */
+#define TEST_HMM_RESUME		_IOW('H', 0xaa, __u32)
+/* Finish what is freed asynchronously, and count. */
+#define TEST_HMM_COUNTS		_IOR('H', 0xab, struct test_hmm_counts)
+
+#endif /* _LIB_TEST_HMM_MIRROR_UAPI_H */
