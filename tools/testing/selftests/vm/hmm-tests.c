@@ -1,0 +1,1117 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Lifetimes of HMM mirrors, seen from user space
+ *
+ * The dummy devices of lib/test_hmm.c write into processes that fork, exec, exit,
+ * die and pass descriptors on. What happened, and in which order, is read back as
+ * events. Where a race is tested the driver holds one side at a named point until
+ * the other has come where it should; nothing here sleeps to let time pass. That a
+ * process waits is checked for QUIET_MS: a right kernel cannot fail there, and a
+ * wrong one has ample time to.
+ */
+#include "../kselftest_harness.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <lib/test_hmm_mirror_uapi.h>
+
+#define DEVICE_NODE	"/dev/test_hmm"
+#define NR_PAGES	4
+#define MAX_EVENTS	512
+#define LIMIT_MS	20000
+#define QUIET_MS	100
+/* The image of a process that called exec; see exec_child() */
+#define EXEC_CHILD	"HMM_TESTS_EXEC_CHILD"
+
+/*
+ * A process that goes ahead when told. What it does is in the caller of
+ * process_start(), between that and process_end().
+ */
+struct process {
+	pid_t pid;
+	int go;		/* parent: written and closed to let it go ahead */
+	int came;	/* parent: a byte each time it came to process_wait() */
+	int exited;	/* parent: end of file once it is gone */
+};
+
+struct events {
+	struct test_hmm_event event[MAX_EVENTS];
+	int nr;
+};
+
+static size_t page_size(void)
+{
+	return sysconf(_SC_PAGESIZE);
+}
+
+static int device_open(void)
+{
+	return open(DEVICE_NODE, O_RDWR | O_CLOEXEC);
+}
+
+static int device_attach(__u32 device)
+{
+	int fd = device_open();
+
+	if (fd >= 0 && ioctl(fd, TEST_HMM_DEVICE_ATTACH, &device)) {
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+static int mirror_register(int fd, void *buffer)
+{
+	struct test_hmm_register arg = {
+		.addr = (uintptr_t)buffer,
+		.size = NR_PAGES * page_size(),
+	};
+
+	return ioctl(fd, TEST_HMM_REGISTER, &arg);
+}
+
+static int device_access(int fd, unsigned long how, __u64 first, __u64 count,
+			 __u64 value)
+{
+	struct test_hmm_access arg = {
+		.first = first, .count = count, .value = value,
+	};
+
+	return ioctl(fd, how, &arg);
+}
+
+static int hold(int fd, __u32 point)
+{
+	return ioctl(fd, TEST_HMM_HOLD, &point);
+}
+
+static int resume(int fd, __u32 point)
+{
+	return ioctl(fd, TEST_HMM_RESUME, &point);
+}
+
+static int wait_held(int fd, __u32 point)
+{
+	struct test_hmm_wait arg = { .point = point, .timeout_ms = LIMIT_MS };
+
+	return ioctl(fd, TEST_HMM_WAIT_HELD, &arg);
+}
+
+static void *buffer_new(void)
+{
+	return mmap(NULL, NR_PAGES * page_size(), PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+
+static __u64 *buffer_word(void *buffer, int page)
+{
+	return (__u64 *)((char *)buffer + page * page_size());
+}
+
+/* Everything that @fd has not read yet */
+static void events_read(int fd, struct events *events)
+{
+	struct pollfd pfd = { .fd = fd, .events = POLLIN };
+	ssize_t size;
+
+	events->nr = 0;
+	while (poll(&pfd, 1, 0) == 1 && events->nr < MAX_EVENTS) {
+		size = read(fd, &events->event[events->nr],
+			    (MAX_EVENTS - events->nr) *
+			    sizeof(events->event[0]));
+		if (size <= 0)
+			break;
+		events->nr += size / sizeof(events->event[0]);
+	}
+}
+
+/* All that ever happened to a device: each context reads for itself. */
+static void events_all(__u32 device, struct events *events)
+{
+	int fd = device_attach(device);
+
+	events->nr = 0;
+	if (fd >= 0) {
+		events_read(fd, events);
+		close(fd);
+	}
+}
+
+static int events_count(const struct events *events, __u32 type)
+{
+	int i, count = 0;
+
+	for (i = 0; i < events->nr; i++)
+		count += events->event[i].type == type;
+	return count;
+}
+
+/* The first of its type, or NULL */
+static const struct test_hmm_event *events_find(const struct events *events,
+						__u32 type)
+{
+	int i;
+
+	for (i = 0; i < events->nr; i++)
+		if (events->event[i].type == type)
+			return &events->event[i];
+	return NULL;
+}
+
+/* Both happened, and every @first before every @then */
+static bool events_ordered(const struct events *events, __u32 first, __u32 then)
+{
+	bool seen_first = false, seen_then = false;
+	int i;
+
+	for (i = 0; i < events->nr; i++) {
+		if (events->event[i].type == first) {
+			if (seen_then)
+				return false;
+			seen_first = true;
+		} else if (events->event[i].type == then) {
+			if (!seen_first)
+				return false;
+			seen_then = true;
+		}
+	}
+	return seen_then;
+}
+
+/* Returns 0 in the child, like fork(). */
+static pid_t process_start(struct process *p, int *go, int *came)
+{
+	int go_pipe[2], came_pipe[2], exited_pipe[2];
+
+	if (pipe2(go_pipe, O_CLOEXEC) || pipe2(came_pipe, O_CLOEXEC) ||
+	    pipe(exited_pipe))
+		return -1;
+
+	p->pid = fork();
+	if (!p->pid) {
+		close(go_pipe[1]);
+		close(came_pipe[0]);
+		close(exited_pipe[0]);
+		*go = go_pipe[0];
+		*came = came_pipe[1];
+		return 0;
+	}
+	close(go_pipe[0]);
+	close(came_pipe[1]);
+	close(exited_pipe[1]);
+	p->go = go_pipe[1];
+	p->came = came_pipe[0];
+	p->exited = exited_pipe[0];
+	return p->pid;
+}
+
+/* In the child: tell that it came here, and wait to be let go ahead. */
+static void process_wait(int go, int came)
+{
+	char c = 0;
+
+	if (write(came, &c, 1) != 1 || read(go, &c, 1) != 1)
+		_exit(100);
+}
+
+/* In the parent: it came to its next process_wait(). */
+static bool process_came(struct process *p)
+{
+	struct pollfd pfd = { .fd = p->came, .events = POLLIN };
+	char c;
+
+	return poll(&pfd, 1, LIMIT_MS) == 1 && read(p->came, &c, 1) == 1;
+}
+
+static bool process_go(struct process *p)
+{
+	char c = 0;
+
+	return write(p->go, &c, 1) == 1;
+}
+
+/* It does not exit. Descriptors are closed late in exit, after the mm went. */
+static bool process_stays(struct process *p)
+{
+	struct pollfd pfd = { .fd = p->exited, .events = POLLIN };
+
+	return poll(&pfd, 1, QUIET_MS) == 0;
+}
+
+/* Its exit status, or -1 if it was killed or is there for ever. */
+static int process_end(struct process *p)
+{
+	struct pollfd pfd = { .fd = p->exited, .events = POLLIN };
+	int status;
+
+	if (poll(&pfd, 1, LIMIT_MS) != 1)
+		return -1;
+	if (waitpid(p->pid, &status, 0) != p->pid)
+		return -1;
+	close(p->go);
+	close(p->came);
+	close(p->exited);
+	return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static int fd_send(int sock, int fd)
+{
+	union {
+		char buf[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control = {};
+	char c = 0;
+	struct iovec iov = { .iov_base = &c, .iov_len = 1 };
+	struct msghdr msg = {
+		.msg_iov = &iov, .msg_iovlen = 1,
+		.msg_control = control.buf, .msg_controllen = sizeof(control.buf),
+	};
+	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
+
+	cmsg->cmsg_level = SOL_SOCKET;
+	cmsg->cmsg_type = SCM_RIGHTS;
+	cmsg->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(cmsg), &fd, sizeof(int));
+	return sendmsg(sock, &msg, 0) == 1 ? 0 : -1;
+}
+
+static int fd_receive(int sock)
+{
+	union {
+		char buf[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control;
+	char c;
+	struct iovec iov = { .iov_base = &c, .iov_len = 1 };
+	struct msghdr msg = {
+		.msg_iov = &iov, .msg_iovlen = 1,
+		.msg_control = control.buf, .msg_controllen = sizeof(control.buf),
+	};
+	int fd;
+
+	if (recvmsg(sock, &msg, 0) != 1 || !CMSG_FIRSTHDR(&msg))
+		return -1;
+	memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&msg)), sizeof(int));
+	return fd;
+}
+
+/*
+ * What exec_releases_the_old_mm() execs, before main(): a new address space with
+ * an old descriptor, which mirrors itself at once.
+ */
+static void __attribute__((constructor)) exec_child(void)
+{
+	const char *device = getenv(EXEC_CHILD);
+	void *buffer;
+	int fd;
+
+	if (!device)
+		return;
+	buffer = buffer_new();
+	fd = device_attach(atoi(device));
+	if (fd < 0 || buffer == MAP_FAILED)
+		_exit(2);
+	if (mirror_register(fd, buffer))
+		_exit(3);
+	if (device_access(fd, TEST_HMM_WRITE, 0, 1, 77) ||
+	    *buffer_word(buffer, 0) != 77)
+		_exit(4);
+	_exit(0);
+}
+
+/* A device, a context that is attached to it, and a buffer: of every fixture */
+struct world {
+	int ctl;		/* made the device; holds, counts, reads events */
+	int fd;			/* what the test registers; -1: closed */
+	__u32 device;
+	bool destroyed;
+	void *buffer;
+	struct test_hmm_counts start;
+	struct events events;
+};
+
+static void world_setup(struct __test_metadata *_metadata, struct world *w)
+{
+	w->ctl = device_open();
+	if (w->ctl < 0 && errno == ENOENT)
+		SKIP(return, DEVICE_NODE " is missing: load test_hmm.ko");
+	ASSERT_LE(0, w->ctl);
+	ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_COUNTS, &w->start));
+	ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_DEVICE_CREATE, &w->device));
+	w->fd = device_attach(w->device);
+	ASSERT_LE(0, w->fd);
+	w->buffer = buffer_new();
+	ASSERT_NE(MAP_FAILED, w->buffer);
+}
+
+/* Whatever the test did: nothing is registered any more, and the device can go. */
+static void world_close(struct __test_metadata *_metadata, struct world *w)
+{
+	if (w->fd >= 0)
+		close(w->fd);
+	if (!w->destroyed)
+		EXPECT_EQ(0, ioctl(w->ctl, TEST_HMM_DEVICE_DESTROY));
+	munmap(w->buffer, NR_PAGES * page_size());
+	close(w->ctl);
+}
+
+/* And nothing is left of it. */
+static void expect_counts(struct __test_metadata *_metadata,
+			  const struct test_hmm_counts *start)
+{
+	struct test_hmm_counts now;
+	int fd = device_open();
+
+	EXPECT_EQ(0, ioctl(fd, TEST_HMM_COUNTS, &now));
+	EXPECT_EQ(start->devices, now.devices);
+	EXPECT_EQ(start->mirrors, now.mirrors);
+	EXPECT_EQ(start->hmms, now.hmms);
+	EXPECT_EQ(start->contexts, now.contexts);
+	close(fd);
+}
+
+static void world_teardown(struct __test_metadata *_metadata, struct world *w)
+{
+	world_close(_metadata, w);
+	expect_counts(_metadata, &w->start);
+}
+
+/* One release, for @reason, with the device stopped before anything was freed. */
+static void expect_released(struct __test_metadata *_metadata,
+			    const struct events *events, __u64 reason)
+{
+	const struct test_hmm_event *release =
+		events_find(events, TEST_HMM_RELEASE);
+	int i;
+
+	EXPECT_EQ(1, events_count(events, TEST_HMM_RELEASE));
+	EXPECT_EQ(1, events_count(events, TEST_HMM_STOPPED));
+	if (release)
+		EXPECT_EQ(reason, release->arg);
+	if (events_count(events, TEST_HMM_UNMAP))
+		EXPECT_TRUE(events_ordered(events, TEST_HMM_STOPPED,
+					   TEST_HMM_UNMAP));
+	for (i = 0; i < events->nr; i++)
+		if (events->event[i].type == TEST_HMM_UNMAP)
+			EXPECT_EQ(0, events->event[i].arg);
+}
+
+/* The device runs: its writes come in, each pass with the next value. */
+static void wait_for_writes(void *buffer, __u64 value)
+{
+	volatile __u64 *word = buffer_word(buffer, NR_PAGES - 1);
+
+	while (*word < value)
+		sched_yield();
+}
+
+/* A process that registers @w->fd, has the device run, and exits when told. */
+static pid_t start_mirrored(struct world *w, struct process *p)
+{
+	int go, came;
+	pid_t pid;
+
+	pid = process_start(p, &go, &came);
+	if (pid)
+		return pid;
+
+	if (mirror_register(w->fd, w->buffer) ||
+	    device_access(w->fd, TEST_HMM_WRITE, 0, NR_PAGES, 1) ||
+	    device_access(w->fd, TEST_HMM_RUN, 0, NR_PAGES, 2))
+		_exit(1);
+	wait_for_writes(w->buffer, 5);
+	/* Others hold the file open: it is not closed by this exit */
+	process_wait(go, came);
+	_exit(0);
+}
+
+/* A process that makes one call on @fd as soon as it is there. */
+static pid_t start_caller(struct process *p, int fd, unsigned long cmd)
+{
+	int go, came;
+	pid_t pid;
+
+	pid = process_start(p, &go, &came);
+	if (pid)
+		return pid;
+	_exit(ioctl(fd, cmd) ? 1 : 0);
+}
+
+FIXTURE(hmm)
+{
+	struct world w;
+};
+
+FIXTURE_SETUP(hmm)
+{
+	world_setup(_metadata, &self->w);
+}
+
+FIXTURE_TEARDOWN(hmm)
+{
+	world_teardown(_metadata, &self->w);
+}
+
+/* T1. The device runs in a dead address space, or the mirror leaks with it. */
+TEST_F(hmm, exit_releases_before_pages_are_freed)
+{
+	struct world *w = &self->w;
+	struct process p;
+
+	ASSERT_LT(0, start_mirrored(w, &p));
+	ASSERT_TRUE(process_came(&p));
+	events_read(w->ctl, &w->events);
+	EXPECT_EQ(1, events_count(&w->events, TEST_HMM_REGISTERED));
+	EXPECT_EQ(0, events_count(&w->events, TEST_HMM_RELEASE));
+
+	ASSERT_TRUE(process_go(&p));
+	EXPECT_EQ(0, process_end(&p));
+	events_read(w->ctl, &w->events);
+	expect_released(_metadata, &w->events, TEST_HMM_REASON_MM_EXIT);
+	/* Its pages went, in one go, after that */
+	EXPECT_EQ(1, events_count(&w->events, TEST_HMM_UNMAP));
+	EXPECT_EQ(0, events_count(&w->events, TEST_HMM_FREED));
+
+	/* Still registered: only the late close ends that */
+	EXPECT_EQ(-1, ioctl(w->ctl, TEST_HMM_DEVICE_DESTROY));
+	EXPECT_EQ(EBUSY, errno);
+	close(w->fd);
+	w->fd = -1;
+	events_read(w->ctl, &w->events);
+	EXPECT_EQ(0, events_count(&w->events, TEST_HMM_RELEASE));
+	EXPECT_EQ(1, events_count(&w->events, TEST_HMM_FREED));
+}
+
+/* As above, but nobody asked the process. */
+TEST_F(hmm, sigkill_releases_before_pages_are_freed)
+{
+	struct world *w = &self->w;
+	struct process p;
+
+	ASSERT_LT(0, start_mirrored(w, &p));
+	ASSERT_TRUE(process_came(&p));
+	ASSERT_EQ(0, kill(p.pid, SIGKILL));
+	EXPECT_EQ(-1, process_end(&p));
+	events_read(w->ctl, &w->events);
+	expect_released(_metadata, &w->events, TEST_HMM_REASON_MM_EXIT);
+	EXPECT_EQ(1, events_count(&w->events, TEST_HMM_UNMAP));
+}
+
+/* The exit after an unregister finds nothing to release. */
+TEST_F(hmm, exit_after_unregister_releases_nothing)
+{
+	struct world *w = &self->w;
+	struct process p;
+	int go, came;
+	pid_t pid;
+
+	pid = process_start(&p, &go, &came);
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		if (mirror_register(w->fd, w->buffer) ||
+		    device_access(w->fd, TEST_HMM_RUN, 0, NR_PAGES, 1) ||
+		    ioctl(w->fd, TEST_HMM_UNREGISTER))
+			_exit(1);
+		process_wait(go, came);
+		_exit(0);
+	}
+	ASSERT_TRUE(process_came(&p));
+	ASSERT_TRUE(process_go(&p));
+	EXPECT_EQ(0, process_end(&p));
+
+	events_read(w->ctl, &w->events);
+	expect_released(_metadata, &w->events, TEST_HMM_REASON_UNREGISTER);
+	EXPECT_TRUE(events_ordered(&w->events, TEST_HMM_STOPPED,
+				   TEST_HMM_FREED));
+	EXPECT_TRUE(events_ordered(&w->events, TEST_HMM_FREED,
+				   TEST_HMM_UNREGISTERED));
+}
+
+/* Exit of the owner against a close elsewhere, then the device goes: T2, T3. */
+FIXTURE(race)
+{
+	struct world w;
+};
+
+FIXTURE_VARIANT(race)
+{
+	__u32 held;		/* where the first side is held */
+	__u32 met;		/* where the other side comes to because of it */
+	__u64 reason;
+};
+
+FIXTURE_SETUP(race)
+{
+	world_setup(_metadata, &self->w);
+}
+
+FIXTURE_TEARDOWN(race)
+{
+	world_teardown(_metadata, &self->w);
+}
+
+/* Exit is first, and at each step of its way */
+FIXTURE_VARIANT_ADD(race, exit_owns_release)
+{
+	.held = TEST_HMM_AT_RELEASE_OWNED,
+	.met = TEST_HMM_AT_RELEASE_WAIT,
+	.reason = TEST_HMM_REASON_MM_EXIT,
+};
+
+FIXTURE_VARIANT_ADD(race, exit_in_release)
+{
+	.held = TEST_HMM_IN_RELEASE,
+	.met = TEST_HMM_AT_RELEASE_WAIT,
+	.reason = TEST_HMM_REASON_MM_EXIT,
+};
+
+FIXTURE_VARIANT_ADD(race, exit_returned_from_release)
+{
+	.held = TEST_HMM_AT_RELEASE_RETURNED,
+	.met = TEST_HMM_AT_RELEASE_WAIT,
+	.reason = TEST_HMM_REASON_MM_EXIT,
+};
+
+FIXTURE_VARIANT_ADD(race, exit_about_to_let_go)
+{
+	.held = TEST_HMM_AT_EXIT_DONE,
+	.met = TEST_HMM_AT_UNREGISTER_WAIT,
+	.reason = TEST_HMM_REASON_MM_EXIT,
+};
+
+/* Exit has found the mirror, and unregister takes the release from it */
+FIXTURE_VARIANT_ADD(race, exit_overtaken)
+{
+	.held = TEST_HMM_AT_EXIT_FOUND,
+	.met = TEST_HMM_AT_UNREGISTER_WAIT,
+	.reason = TEST_HMM_REASON_UNREGISTER,
+};
+
+/*
+ * Exit is held half way, unregister comes, then somebody takes the device away:
+ * neither may get through. KASAN sees it if one does.
+ */
+TEST_F(race, unregister_and_device_wait_for_exit)
+{
+	struct world *w = &self->w;
+	struct process owner, closer, remover;
+
+	ASSERT_LT(0, start_mirrored(w, &owner));
+	ASSERT_TRUE(process_came(&owner));
+	ASSERT_EQ(0, hold(w->ctl, variant->held));
+	ASSERT_EQ(0, hold(w->ctl, variant->met));
+	ASSERT_TRUE(process_go(&owner));
+	ASSERT_EQ(0, wait_held(w->ctl, variant->held));
+
+	ASSERT_LT(0, start_caller(&closer, w->fd, TEST_HMM_UNREGISTER));
+	ASSERT_EQ(0, wait_held(w->ctl, variant->met));
+	ASSERT_EQ(0, resume(w->ctl, variant->met));
+	EXPECT_TRUE(process_stays(&closer));
+	ASSERT_LT(0, start_caller(&remover, w->ctl, TEST_HMM_DEVICE_DESTROY));
+	EXPECT_TRUE(process_stays(&remover));
+	EXPECT_TRUE(process_stays(&owner));
+	events_read(w->ctl, &w->events);
+	EXPECT_EQ(0, events_count(&w->events, TEST_HMM_UNMAP));
+	EXPECT_EQ(0, events_count(&w->events, TEST_HMM_FREED));
+	EXPECT_EQ(0, events_count(&w->events, TEST_HMM_DEVICE_GONE));
+
+	ASSERT_EQ(0, resume(w->ctl, variant->held));
+	EXPECT_EQ(0, process_end(&closer));
+	EXPECT_EQ(0, process_end(&remover));
+	w->destroyed = true;
+	EXPECT_EQ(0, process_end(&owner));
+
+	events_all(w->device, &w->events);
+	expect_released(_metadata, &w->events, variant->reason);
+	EXPECT_TRUE(events_ordered(&w->events, TEST_HMM_STOPPED,
+				   TEST_HMM_FREED));
+	EXPECT_TRUE(events_ordered(&w->events, TEST_HMM_FREED,
+				   TEST_HMM_DEVICE_GONE));
+}
+
+/* As above, the other way round: exit comes while unregister is half way. */
+FIXTURE(late_exit)
+{
+	struct world w;
+};
+
+FIXTURE_VARIANT(late_exit)
+{
+	__u32 held;
+};
+
+FIXTURE_SETUP(late_exit)
+{
+	world_setup(_metadata, &self->w);
+}
+
+FIXTURE_TEARDOWN(late_exit)
+{
+	world_teardown(_metadata, &self->w);
+}
+
+FIXTURE_VARIANT_ADD(late_exit, unregister_owns_release)
+{
+	.held = TEST_HMM_AT_RELEASE_OWNED,
+};
+
+FIXTURE_VARIANT_ADD(late_exit, unregister_in_release)
+{
+	.held = TEST_HMM_IN_RELEASE,
+};
+
+FIXTURE_VARIANT_ADD(late_exit, unregister_returned_from_release)
+{
+	.held = TEST_HMM_AT_RELEASE_RETURNED,
+};
+
+/* Pages are freed while the device may still run, or the mirror is used late. */
+TEST_F(late_exit, waits_for_unregister)
+{
+	struct world *w = &self->w;
+	struct process owner, closer;
+
+	ASSERT_LT(0, start_mirrored(w, &owner));
+	ASSERT_TRUE(process_came(&owner));
+	ASSERT_EQ(0, hold(w->ctl, variant->held));
+	ASSERT_EQ(0, hold(w->ctl, TEST_HMM_AT_RELEASE_WAIT));
+	ASSERT_LT(0, start_caller(&closer, w->fd, TEST_HMM_UNREGISTER));
+	ASSERT_EQ(0, wait_held(w->ctl, variant->held));
+
+	ASSERT_TRUE(process_go(&owner));
+	ASSERT_EQ(0, wait_held(w->ctl, TEST_HMM_AT_RELEASE_WAIT));
+	ASSERT_EQ(0, resume(w->ctl, TEST_HMM_AT_RELEASE_WAIT));
+	EXPECT_TRUE(process_stays(&owner));
+	events_read(w->ctl, &w->events);
+	EXPECT_EQ(0, events_count(&w->events, TEST_HMM_UNMAP));
+
+	ASSERT_EQ(0, resume(w->ctl, variant->held));
+	EXPECT_EQ(0, process_end(&owner));
+	EXPECT_EQ(0, process_end(&closer));
+	EXPECT_EQ(0, ioctl(w->ctl, TEST_HMM_DEVICE_DESTROY));
+	w->destroyed = true;
+	events_all(w->device, &w->events);
+	expect_released(_metadata, &w->events, TEST_HMM_REASON_UNREGISTER);
+	EXPECT_TRUE(events_ordered(&w->events, TEST_HMM_STOPPED,
+				   TEST_HMM_FREED));
+}
+
+/* The child must not get at the parent's memory, nor end its mirror. T9. */
+TEST_F(hmm, fork_gives_the_child_no_mirror)
+{
+	struct world *w = &self->w;
+	struct process child;
+	int go, came;
+	pid_t pid;
+
+	ASSERT_EQ(0, mirror_register(w->fd, w->buffer));
+	pid = process_start(&child, &go, &came);
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		if (!device_access(w->fd, TEST_HMM_WRITE, 0, 1, 1) ||
+		    errno != EPERM)
+			_exit(1);
+		if (!device_access(w->fd, TEST_HMM_READ, 0, 1, 0) ||
+		    errno != EPERM)
+			_exit(2);
+		_exit(0);
+	}
+	EXPECT_EQ(0, process_end(&child));
+	events_read(w->ctl, &w->events);
+	EXPECT_EQ(0, events_count(&w->events, TEST_HMM_RELEASE));
+
+	EXPECT_EQ(0, device_access(w->fd, TEST_HMM_WRITE, 0, 1, 42));
+	EXPECT_EQ(42, *buffer_word(w->buffer, 0));
+}
+
+/* Parent and child each mirror themselves, and end on their own. D26 of a kind. */
+TEST_F(hmm, fork_and_both_register)
+{
+	struct world *w = &self->w;
+	struct process child;
+	struct test_hmm_counts counts;
+	int go, came, fd;
+	pid_t pid;
+
+	ASSERT_EQ(0, mirror_register(w->fd, w->buffer));
+	fd = device_attach(w->device);
+	ASSERT_LE(0, fd);
+	pid = process_start(&child, &go, &came);
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		if (mirror_register(fd, w->buffer) ||
+		    device_access(fd, TEST_HMM_WRITE, 0, 1, 7) ||
+		    *buffer_word(w->buffer, 0) != 7)
+			_exit(1);
+		process_wait(go, came);
+		_exit(0);
+	}
+	ASSERT_TRUE(process_came(&child));
+	ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_COUNTS, &counts));
+	EXPECT_EQ(w->start.hmms + 2, counts.hmms);
+	EXPECT_EQ(w->start.mirrors + 2, counts.mirrors);
+	EXPECT_EQ(0, *buffer_word(w->buffer, 0));
+
+	ASSERT_TRUE(process_go(&child));
+	EXPECT_EQ(0, process_end(&child));
+	events_all(w->device, &w->events);
+	expect_released(_metadata, &w->events, TEST_HMM_REASON_MM_EXIT);
+	EXPECT_EQ(0, device_access(w->fd, TEST_HMM_WRITE, 0, 1, 9));
+	EXPECT_EQ(9, *buffer_word(w->buffer, 0));
+	close(fd);
+}
+
+/* The new image inherits the descriptor, not the mirror; it can have its own. T10. */
+TEST_F(hmm, exec_releases_the_old_mm)
+{
+	struct world *w = &self->w;
+	struct process p;
+	char device[16];
+	int go, came;
+	pid_t pid;
+
+	snprintf(device, sizeof(device), "%u", w->device);
+	pid = process_start(&p, &go, &came);
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		setenv(EXEC_CHILD, device, 1);
+		if (mirror_register(w->fd, w->buffer) ||
+		    device_access(w->fd, TEST_HMM_RUN, 0, NR_PAGES, 1))
+			_exit(10);
+		execl("/proc/self/exe", "hmm-tests", (char *)NULL);
+		_exit(11);
+	}
+	EXPECT_EQ(0, process_end(&p));
+
+	events_all(w->device, &w->events);
+	EXPECT_EQ(2, events_count(&w->events, TEST_HMM_REGISTERED));
+	EXPECT_EQ(2, events_count(&w->events, TEST_HMM_RELEASE));
+	EXPECT_EQ(TEST_HMM_REASON_MM_EXIT,
+		  events_find(&w->events, TEST_HMM_RELEASE)->arg);
+	EXPECT_EQ(0, events_find(&w->events, TEST_HMM_UNMAP)->arg);
+	/* That of the old image was released before the new one could register */
+	EXPECT_LT(events_find(&w->events, TEST_HMM_STOPPED)->seq,
+		  events_find(&w->events, TEST_HMM_DEVICE_WROTE)->seq);
+}
+
+/* Whoever closes the last descriptor unregisters: it does not depend on the mm. */
+TEST_F(hmm, descriptor_closed_in_another_process_unregisters)
+{
+	struct world *w = &self->w;
+	struct process p;
+	int go, came, sock[2], fd;
+	pid_t pid;
+
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, sock));
+	pid = process_start(&p, &go, &came);
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		fd = device_attach(w->device);
+		if (fd < 0 || mirror_register(fd, w->buffer) ||
+		    device_access(fd, TEST_HMM_RUN, 0, NR_PAGES, 1) ||
+		    fd_send(sock[0], fd) || close(fd))
+			_exit(1);
+		process_wait(go, came);
+		/* The device was stopped in our life time */
+		*buffer_word(w->buffer, 0) = 0;
+		process_wait(go, came);
+		_exit(*buffer_word(w->buffer, 0) ? 2 : 0);
+	}
+	ASSERT_TRUE(process_came(&p));
+	fd = fd_receive(sock[1]);
+	ASSERT_LE(0, fd);
+	events_read(w->ctl, &w->events);
+	EXPECT_EQ(1, events_count(&w->events, TEST_HMM_REGISTERED));
+	EXPECT_EQ(0, events_count(&w->events, TEST_HMM_RELEASE));
+	close(fd);
+	events_read(w->ctl, &w->events);
+	expect_released(_metadata, &w->events, TEST_HMM_REASON_UNREGISTER);
+	EXPECT_EQ(1, events_count(&w->events, TEST_HMM_FREED));
+
+	ASSERT_TRUE(process_go(&p));
+	ASSERT_TRUE(process_came(&p));
+	ASSERT_TRUE(process_go(&p));
+	EXPECT_EQ(0, process_end(&p));
+	close(sock[0]);
+	close(sock[1]);
+}
+
+/* The owner is dead and gone when the descriptor that was passed on is closed. */
+TEST_F(hmm, descriptor_outlives_the_process_that_passed_it)
+{
+	struct world *w = &self->w;
+	struct process p;
+	int go, came, sock[2], fd;
+	pid_t pid;
+
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, sock));
+	pid = process_start(&p, &go, &came);
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		fd = device_attach(w->device);
+		_exit(fd < 0 || mirror_register(fd, w->buffer) ||
+		      fd_send(sock[0], fd));
+	}
+	EXPECT_EQ(0, process_end(&p));
+	fd = fd_receive(sock[1]);
+	ASSERT_LE(0, fd);
+	/* What happened can be read from the descriptor itself */
+	events_read(fd, &w->events);
+	expect_released(_metadata, &w->events, TEST_HMM_REASON_MM_EXIT);
+	EXPECT_EQ(0, events_count(&w->events, TEST_HMM_FREED));
+	EXPECT_EQ(-1, device_access(fd, TEST_HMM_WRITE, 0, 1, 1));
+	EXPECT_EQ(EPERM, errno);
+	EXPECT_EQ(0, ioctl(fd, TEST_HMM_UNREGISTER));
+	events_read(fd, &w->events);
+	EXPECT_EQ(1, events_count(&w->events, TEST_HMM_FREED));
+	close(fd);
+	close(sock[0]);
+	close(sock[1]);
+}
+
+FIXTURE(two_devices)
+{
+	struct world w[2];
+};
+
+FIXTURE_VARIANT(two_devices)
+{
+	int first;
+};
+
+FIXTURE_SETUP(two_devices)
+{
+	world_setup(_metadata, &self->w[0]);
+	world_setup(_metadata, &self->w[1]);
+}
+
+FIXTURE_TEARDOWN(two_devices)
+{
+	world_close(_metadata, &self->w[1]);
+	world_close(_metadata, &self->w[0]);
+	expect_counts(_metadata, &self->w[0].start);
+}
+
+FIXTURE_VARIANT_ADD(two_devices, first_goes_first)
+{
+	.first = 0,
+};
+
+FIXTURE_VARIANT_ADD(two_devices, second_goes_first)
+{
+	.first = 1,
+};
+
+/* One address space: what one device does must leave the other alone. T6. */
+TEST_F(two_devices, are_torn_down_independently)
+{
+	struct world *gone = &self->w[variant->first];
+	struct world *left = &self->w[!variant->first];
+	struct test_hmm_counts counts;
+	struct process p;
+	int go, came;
+	pid_t pid;
+
+	pid = process_start(&p, &go, &came);
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		if (mirror_register(self->w[0].fd, self->w[0].buffer) ||
+		    mirror_register(self->w[1].fd, self->w[1].buffer))
+			_exit(1);
+		process_wait(go, came);
+		if (ioctl(gone->fd, TEST_HMM_UNREGISTER))
+			_exit(2);
+		if (device_access(left->fd, TEST_HMM_WRITE, 0, 1, 5) ||
+		    *buffer_word(left->buffer, 0) != 5)
+			_exit(3);
+		process_wait(go, came);
+		_exit(0);
+	}
+	ASSERT_TRUE(process_came(&p));
+	ASSERT_EQ(0, ioctl(left->ctl, TEST_HMM_COUNTS, &counts));
+	EXPECT_EQ(self->w[0].start.hmms + 1, counts.hmms);
+	EXPECT_EQ(self->w[0].start.mirrors + 2, counts.mirrors);
+	ASSERT_TRUE(process_go(&p));
+	ASSERT_TRUE(process_came(&p));
+	EXPECT_EQ(0, ioctl(gone->ctl, TEST_HMM_DEVICE_DESTROY));
+	gone->destroyed = true;
+	events_all(gone->device, &gone->events);
+	expect_released(_metadata, &gone->events, TEST_HMM_REASON_UNREGISTER);
+
+	ASSERT_TRUE(process_go(&p));
+	EXPECT_EQ(0, process_end(&p));
+	events_all(left->device, &left->events);
+	expect_released(_metadata, &left->events, TEST_HMM_REASON_MM_EXIT);
+}
+
+/* The first registration is lost, or the mirror is linked twice. */
+TEST_F(hmm, same_mirror_twice_keeps_the_first)
+{
+	struct world *w = &self->w;
+
+	ASSERT_EQ(0, mirror_register(w->fd, w->buffer));
+	EXPECT_EQ(-1, mirror_register(w->fd, w->buffer));
+	EXPECT_EQ(EBUSY, errno);
+	EXPECT_EQ(0, device_access(w->fd, TEST_HMM_WRITE, 1, 1, 3));
+	EXPECT_EQ(3, *buffer_word(w->buffer, 1));
+	EXPECT_EQ(0, ioctl(w->fd, TEST_HMM_UNREGISTER));
+	events_all(w->device, &w->events);
+	expect_released(_metadata, &w->events, TEST_HMM_REASON_UNREGISTER);
+	EXPECT_EQ(1, events_count(&w->events, TEST_HMM_REGISTERED));
+
+	/* And it can be had again */
+	EXPECT_EQ(0, mirror_register(w->fd, w->buffer));
+}
+
+/* A kernel thread has no mm: an oops, as with the BUG_ON() of the first HMM. */
+TEST_F(hmm, register_without_an_mm_is_refused)
+{
+	struct world *w = &self->w;
+	struct test_hmm_register arg = {
+		.addr = (uintptr_t)w->buffer,
+		.size = NR_PAGES * page_size(),
+		.flags = TEST_HMM_IN_WORKER,
+	};
+
+	EXPECT_EQ(-1, ioctl(w->fd, TEST_HMM_REGISTER, &arg));
+	EXPECT_EQ(EINVAL, errno);
+	EXPECT_EQ(-1, ioctl(w->fd, TEST_HMM_UNREGISTER));
+	EXPECT_EQ(ENXIO, errno);
+	events_all(w->device, &w->events);
+	EXPECT_EQ(0, w->events.nr);
+}
+
+/* The device works on the memory of the process, and on nothing else. */
+TEST_F(hmm, device_sees_the_memory_of_the_process)
+{
+	struct world *w = &self->w;
+	struct test_hmm_access arg = { .first = 2, .count = 1 };
+	int i;
+
+	ASSERT_EQ(0, mirror_register(w->fd, w->buffer));
+	*buffer_word(w->buffer, 2) = 1234;
+	EXPECT_EQ(0, ioctl(w->fd, TEST_HMM_READ, &arg));
+	EXPECT_EQ(1234, arg.value);
+	EXPECT_EQ(0, device_access(w->fd, TEST_HMM_WRITE, 0, NR_PAGES, 99));
+	for (i = 0; i < NR_PAGES; i++)
+		EXPECT_EQ(99, *buffer_word(w->buffer, i)) {
+			TH_LOG("page %d", i);
+		}
+
+	/* What is unmapped is out of its reach, what is mapped there anew is not */
+	ASSERT_EQ(0, munmap(buffer_word(w->buffer, 1), page_size()));
+	EXPECT_EQ(-1, device_access(w->fd, TEST_HMM_WRITE, 1, 1, 98));
+	EXPECT_EQ(EFAULT, errno);
+	ASSERT_EQ(buffer_word(w->buffer, 1),
+		  mmap(buffer_word(w->buffer, 1), page_size(),
+		       PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+	EXPECT_EQ(0, device_access(w->fd, TEST_HMM_WRITE, 1, 1, 97));
+	EXPECT_EQ(97, *buffer_word(w->buffer, 1));
+}
+
+/* Each wrong argument has its errno, and changes nothing. */
+TEST_F(hmm, wrong_arguments_are_refused)
+{
+	struct world *w = &self->w;
+	const __u64 good = (uintptr_t)w->buffer;
+	const __u64 size = NR_PAGES * page_size();
+	const struct test_hmm_register bad[] = {
+		{ .addr = good + 1, .size = size },
+		{ .addr = good, .size = 0 },
+		{ .addr = good, .size = size - 1 },
+		{ .addr = good, .size = (4 << 20) + page_size() },
+		{ .addr = good, .size = size, .flags = 0x80 },
+		{ .addr = -page_size(), .size = page_size() },
+		{ .addr = -page_size(), .size = 2 * page_size() },
+	};
+	struct test_hmm_register arg;
+	__u32 number = 0xffffffff;
+	char small;
+	size_t i;
+	int fd;
+
+	for (i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		arg = bad[i];
+		EXPECT_EQ(-1, ioctl(w->fd, TEST_HMM_REGISTER, &arg)) {
+			TH_LOG("bad[%zu] was accepted", i);
+		}
+		EXPECT_EQ(EINVAL, errno);
+	}
+	EXPECT_EQ(-1, ioctl(w->fd, TEST_HMM_REGISTER, NULL));
+	EXPECT_EQ(EFAULT, errno);
+	EXPECT_EQ(-1, ioctl(w->fd, TEST_HMM_UNREGISTER));
+	EXPECT_EQ(ENXIO, errno);
+	EXPECT_EQ(-1, device_access(w->fd, TEST_HMM_WRITE, 0, 1, 1));
+	EXPECT_EQ(ENXIO, errno);
+	EXPECT_EQ(-1, ioctl(w->fd, _IO('H', 0xff)));
+	EXPECT_EQ(ENOTTY, errno);
+	EXPECT_EQ(-1, ioctl(w->fd, TEST_HMM_DEVICE_CREATE, &number));
+	EXPECT_EQ(EBUSY, errno);
+	number = TEST_HMM_NR_POINTS;
+	EXPECT_EQ(-1, ioctl(w->ctl, TEST_HMM_HOLD, &number));
+	EXPECT_EQ(EINVAL, errno);
+	EXPECT_EQ(-1, resume(w->ctl, 0));
+	EXPECT_EQ(ENXIO, errno);
+	EXPECT_EQ(-1, wait_held(w->ctl, 0));
+	EXPECT_EQ(ENXIO, errno);
+	EXPECT_EQ(0, hold(w->ctl, 0));
+	EXPECT_EQ(-1, hold(w->fd, 0));
+	EXPECT_EQ(EBUSY, errno);
+	EXPECT_EQ(0, resume(w->ctl, 0));
+	EXPECT_EQ(-1, read(w->ctl, &small, sizeof(small)));
+	EXPECT_EQ(EINVAL, errno);
+
+	ASSERT_EQ(0, mirror_register(w->fd, w->buffer));
+	EXPECT_EQ(-1, device_access(w->fd, TEST_HMM_WRITE, NR_PAGES, 1, 1));
+	EXPECT_EQ(EINVAL, errno);
+	EXPECT_EQ(-1, device_access(w->fd, TEST_HMM_WRITE, 1, NR_PAGES, 1));
+	EXPECT_EQ(EINVAL, errno);
+	EXPECT_EQ(-1, device_access(w->fd, TEST_HMM_WRITE, 0, 0, 1));
+	EXPECT_EQ(EINVAL, errno);
+	EXPECT_EQ(-1, device_access(w->fd, TEST_HMM_WRITE, 0, -1ULL, 1));
+	EXPECT_EQ(EINVAL, errno);
+
+	fd = device_open();
+	ASSERT_LE(0, fd);
+	EXPECT_EQ(-1, mirror_register(fd, w->buffer));
+	EXPECT_EQ(ENODEV, errno);
+	EXPECT_EQ(-1, ioctl(fd, TEST_HMM_DEVICE_DESTROY));
+	EXPECT_EQ(ENODEV, errno);
+	EXPECT_EQ(-1, read(fd, &w->events, sizeof(w->events)));
+	EXPECT_EQ(ENODEV, errno);
+	number = 0xffffffff;
+	EXPECT_EQ(-1, ioctl(fd, TEST_HMM_DEVICE_ATTACH, &number));
+	EXPECT_EQ(ENOENT, errno);
+	close(fd);
+}
+
+/* A mirror registered after the device went would have nobody to stop it. */
+TEST_F(hmm, register_on_a_destroyed_device_fails)
+{
+	struct world *w = &self->w;
+
+	ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_DEVICE_DESTROY));
+	w->destroyed = true;
+	EXPECT_EQ(-1, mirror_register(w->fd, w->buffer));
+	EXPECT_EQ(ENODEV, errno);
+	EXPECT_EQ(-1, ioctl(w->ctl, TEST_HMM_DEVICE_DESTROY));
+	EXPECT_EQ(ENODEV, errno);
+}
+
+TEST_HARNESS_MAIN
