@@ -1,0 +1,154 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Builds the guest: kernel, modules, static programs, initramfs, from the source
+# that BASE or KDIR names, into out/$BASE/FLAVOUR.
+#
+# usage: harness/build.sh debug|pristine|lint
+# debug is the kernel with this project in it, pristine the one without; lint
+# compiles the project's objects only, with W=1 and sparse, for their messages.
+
+set -euo pipefail
+# shellcheck source=lib.sh
+. "${BASH_SOURCE[0]%/*}/lib.sh"
+
+flavour=$1
+log=$OUT/$flavour/build.log
+fragments=(guest debug)
+case $flavour in
+debug | lint) fragments+=(hmm selftest) ;;
+pristine) fragments+=(pristine) ;;
+*) die "build: $flavour: no such flavour; use debug, pristine or lint" ;;
+esac
+fragments=("${fragments[@]/%/.config}")
+
+kernel_make() {
+	make -C "$tree" O="$obj" ARCH=x86_64 -j "$JOBS" "$@"
+}
+
+# A build that was cut short leaves files that look finished: those go.
+heal() {
+	if [[ -e $obj/.hmm-building ]]; then
+		say "the last build was cut short; what it wrote last is built again"
+		find "$obj" -newer "$obj/.hmm-building" -type f \
+			\( -name '*.o' -o -name '*.a' -o -name '*.ko' -o -name '*.cmd' -o -name 'vmlinux*' -o -name bzImage \) -delete
+	fi
+	find "$obj" -type f -size 0 \( -name '*.o' -o -name '*.a' -o -name '*.ko' -o -name '*.cmd' \) -delete
+}
+
+# Every line of every fragment must hold in .config; prints those that do not.
+lost_lines() {
+	local fragment
+	for fragment in "${fragments[@]}"; do
+		awk -v fragment="$fragment" 'FILENAME == ARGV[1] { have[$0]; next }
+			/^CONFIG_/ {
+				symbol = $0
+				sub(/=.*/, "", symbol)
+				if ($0 == symbol "=n" ? (symbol "=y" in have || symbol "=m" in have) : !($0 in have))
+					print $0 " (harness/config/" fragment ")"
+			}' "$obj/.config" "$HARNESS/config/$fragment"
+	done
+}
+
+configure() {
+	local sum lost
+	sum=$(cd "$HARNESS/config" && cat "${fragments[@]}" "$tree"/{,mm/,lib/}Kconfig* | sha256sum)
+	if [[ -f $obj/.config && $(cat "$obj/.hmm-config" 2>/dev/null) == "$sum" && -z $(lost_lines) ]]; then
+		return
+	fi
+	rm -f "$obj/.hmm-config"
+	(cd "$HARNESS/config" && cat "${fragments[@]}") >"$obj/.hmm-fragments"
+	try "configuring the kernel" "$log" kernel_make KCONFIG_ALLCONFIG="$obj/.hmm-fragments" allnoconfig || return
+	lost=$(lost_lines)
+	[[ -z $lost ]] || die "config: lost $(paste -sd, <<<"$lost" | sed 's/,/, /g'): its dependencies are not met in this kernel; correct the fragment"
+	echo "$sum" >"$obj/.hmm-config"
+}
+
+# The object files of this project's part in the kernel.
+objects() {
+	data files | sed -n '/^tools/!s/\.c$/.o/p'
+}
+
+compile() {
+	touch "$obj/.hmm-building"
+	if [[ $flavour == lint ]]; then
+		(cd "$obj" && xargs rm -f) < <(objects)
+		# shellcheck disable=SC2046 # one word for each object
+		kernel_make W=1 C=2 CHECK="sparse" $(objects)
+		return
+	fi
+	[[ -e $obj/usr/include/.hmm-whole ]] || {
+		kernel_make headers || return
+		touch "$obj/usr/include/.hmm-whole"
+	}
+	kernel_make bzImage modules || return
+	make -f "$HARNESS/guest/programs.mk" -j "$JOBS" TREE="$tree" OBJ="$obj" DEMO="$demo" || return
+	rm "$obj/.hmm-building"
+}
+
+build() {
+	local label
+	label="building Linux ${key#*_} ($flavour)"
+	mkdir -p "$obj"
+	heal
+	if configure && try "$label" "$log" compile; then
+		return
+	elif [[ -e $obj/.hmm-built ]] && ! ours_failed "$tree" "$log"; then
+		excerpt "$log"
+		say "the build failed outside this project's files: the cached build may be damaged; building from scratch"
+		rm -rf "$obj"
+		build
+		return
+	fi
+	# Its diagnostics are of no further use as a sign of damage.
+	rm -f "$obj/.hmm-building"
+	excerpt "$log"
+	die "$label: failed; the whole output is in $log"
+}
+
+# What was imported must also have been built.
+check_objects() {
+	local file
+	while read -r file; do
+		[[ $file != *.c || $file == tools/* || -s $obj/${file%.c}.o ]] ||
+			die "build: $file: imported but not built; check its Makefile hook and CONFIG line"
+	done < <(data files; data renames | cut -d' ' -f2)
+}
+
+pack() {
+	local root=$temp/root module
+	mkdir -p "$root"/{bin,lib/modules}
+	find "$obj/hmm-programs" -maxdepth 1 -type f -exec cp -t "$root/bin" "$(command -v busybox)" {} +
+	install -m 755 "$HARNESS/guest/init" "$root/init"
+	while read -r module; do
+		cp "$obj/${module%.*}.ko" "$root/lib/modules/"
+	done <"$obj/modules.order"
+	chmod -R a+rX "$root"
+	(cd "$root" && find . | cpio -o -H newc --quiet -R 0:0) >"$temp/initramfs.cpio"
+	cp "$obj/arch/x86/boot/bzImage" "$temp/"
+	mv "$temp"/{initramfs.cpio,bzImage} "$OUT/$flavour/"
+}
+
+need bc binutils bison busybox-static cpio flex gcc libc6-dev libelf-dev make patch perl-base python3-minimal \
+	qemu-system-x86 rsync
+lock_base
+mkdir -p "$OUT/$flavour"
+key=$("$HARNESS/source.sh")
+obj=$HMM_CACHE/build/$key-$flavour
+tree=$HMM_CACHE/pristine/$key
+demo=''
+if [[ $flavour != pristine ]]; then
+	"$HARNESS/import.sh" "$key"
+	tree=$HMM_CACHE/tree/$key
+	demo=$HARNESS/guest/demo.c
+fi
+[[ -d $obj ]] || need_space 3
+build
+touch "$obj/.hmm-built"
+if [[ $flavour == lint ]]; then
+	echo "$tree" >"$OUT/lint/tree"
+	exit
+fi
+[[ $flavour != debug ]] || check_objects
+temp pack
+pack

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# The guest's static programs, rebuilt only when a source or header changed.
+#
+# usage: make -f programs.mk TREE=kernel source OBJ=build directory DEMO=demo.c, or empty
+
+HERE := $(patsubst %/,%,$(dir $(realpath $(lastword $(MAKEFILE_LIST)))))
+SELFTESTS := $(firstword $(wildcard $(TREE)/tools/testing/selftests/mm $(TREE)/tools/testing/selftests/vm))
+HELPERS := $(wildcard $(addprefix $(SELFTESTS)/,vm_util.c thp_settings.c hugepage_settings.c))
+TESTS := $(basename $(notdir $(wildcard $(SELFTESTS)/hmm-*tests.c)))
+BIN := $(OBJ)/hmm-programs
+
+# As selftests/lib.mk and selftests/mm/Makefile have them.
+CFLAGS := -Wall -O2 -U_FORTIFY_SOURCE -D_GNU_SOURCE= -MMD -MP -I$(TREE) -I$(TREE)/tools/testing/selftests \
+	-isystem $(OBJ)/usr/include -isystem $(TREE)/tools/include/uapi
+
+all: $(TESTS:%=$(BIN)/%) $(if $(DEMO),$(BIN)/demo)
+
+$(BIN)/%: $(SELFTESTS)/%.c $(HELPERS) | $(BIN)/obj
+	cd $(BIN)/obj && gcc $(CFLAGS) -c $(HELPERS) && gcc $(CFLAGS) -include $(HERE)/patience.h -c $<
+	gcc -static -o $@ $(BIN)/obj/$*.o $(patsubst %.c,$(BIN)/obj/%.o,$(notdir $(HELPERS))) -lrt -lpthread -lm
+
+$(BIN)/demo: $(DEMO) | $(BIN)/obj
+	gcc $(CFLAGS) -Werror -MF $(BIN)/obj/demo.d -static -o $@ $<
+
+$(BIN)/obj:
+	mkdir -p $@
+
+-include $(BIN)/obj/*.d
+.PHONY: all
+.DELETE_ON_ERROR:

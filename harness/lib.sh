@@ -1,0 +1,186 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# What every script of the harness shares: settings, messages, long steps with
+# their progress, locks, packages. Sourced, never run.
+#
+# usage: . "${BASH_SOURCE[0]%/*}/lib.sh"
+# shellcheck disable=SC2034 # what is set here, others use
+
+HARNESS=$(cd "${BASH_SOURCE[0]%/*}" && pwd)
+ROOT=${HARNESS%/*}
+HMM_CACHE=${HMM_CACHE:-$HOME/.cache/hmm}
+KDIR=${KDIR:-}
+BASE=${BASE:-6.12}
+ARGS=${ARGS:-}
+JOBS=${JOBS:-$(nproc)}
+[[ -z $KDIR ]] || BASE=kdir
+OUT=$ROOT/out/$BASE
+export HMM_CACHE BASE KDIR ARGS JOBS
+
+# Nothing of the caller's environment may steer the kernel's own makefiles, and
+# no tool may leave its droppings in a source tree.
+unset MAKEFLAGS MFLAGS MAKEOVERRIDES MAKELEVEL ARCH CROSS_COMPILE KBUILD_OUTPUT KCFLAGS CDPATH
+export LC_ALL=C PYTHONDONTWRITEBYTECODE=1
+export KBUILD_BUILD_USER=hmm KBUILD_BUILD_HOST=hmm KBUILD_BUILD_TIMESTAMP=@0
+umask 022
+
+say() {
+	printf 'hmm: %s\n' "$*" >&2
+}
+
+die() {
+	say "$@"
+	exit 1
+}
+
+# Prints "label: 75 s" until killed: one line kept fresh on a terminal, else a
+# new line every half a minute. Waits by reading a pipe that nobody writes to,
+# so that no sleeping child outlives it.
+ticker() {
+	local never tick=30 start=$SECONDS
+	exec {never}<> <(:)
+	[[ ! -t 2 ]] || tick=1
+	while ! read -rt "$tick" -u "$never"; do
+		if [[ -t 2 ]]; then
+			printf '\r\033[Khmm: %s: %d s  %.60s' "$1" $((SECONDS - start)) "$(tail -n 1 "$2" | tr -d '\r\t')" >&2
+		else
+			say "$1: $((SECONDS - start)) s so far"
+		fi
+	done
+}
+
+# What must go when the script ends, however it ends: process groups, files.
+doomed_groups=()
+doomed_files=()
+at_exit() {
+	local group
+	for group in "${doomed_groups[@]}"; do kill -- "-$group" 2>/dev/null || :; done
+	((${#doomed_files[@]} == 0)) || rm -rf "${doomed_files[@]}"
+}
+trap at_exit EXIT
+
+# temp NAME: a new directory in the cache, gone at exit. Sets $temp.
+temp() {
+	mkdir -p "$HMM_CACHE/tmp"
+	temp=$(mktemp -d "$HMM_CACHE/tmp/$1.XXXXXX")
+	doomed_files+=("$temp")
+}
+
+# try LABEL LOG COMMAND...: a long step. Output goes to LOG; the status is the
+# command's. The command, in a process group of its own, dies with the script.
+try() {
+	local label=$1 log=$2 ticker pid status=0 start=$SECONDS
+	shift 2
+	mkdir -p "${log%/*}"
+	: >"$log"
+	set -m
+	ticker "$label" "$log" &
+	ticker=$!
+	"$@" >"$log" 2>&1 </dev/null &
+	pid=$!
+	set +m
+	doomed_groups=("$ticker" "$pid")
+	wait "$pid" || status=$?
+	kill -- "-$ticker" 2>/dev/null || :
+	wait "$ticker" 2>/dev/null || :
+	doomed_groups=()
+	[[ ! -t 2 ]] || printf '\r\033[K' >&2
+	((SECONDS - start < 10 || status)) || say "$label: done in $((SECONDS - start)) s"
+	return "$status"
+}
+
+# What to read of a failed step's log: its diagnostics, else its end.
+excerpt() {
+	grep -nE '(^|[^a-z_])(error|ERROR|fatal|undefined|warning: .*\[-Werror|E:|\*\*\*)([^a-z_]|$)' "$1" |
+		grep -v ' Waiting for unfinished' | head -n 40 >&2 || tail -n 20 "$1" >&2
+}
+
+step() {
+	try "$@" && return
+	excerpt "$2"
+	die "$1: failed; the whole output is in $2"
+}
+
+# lock NAME: one run at a time, until the script and all that it started have
+# ended. What a script has locked, those that it starts need not lock again.
+lock() {
+	local fd
+	[[ " ${HMM_LOCKS:-} " != *" $1 "* ]] || return 0
+	export HMM_LOCKS="${HMM_LOCKS:-} $1"
+	mkdir -p "$HMM_CACHE"
+	exec {fd}>"$HMM_CACHE/lock-$1"
+	flock -n "$fd" && return
+	say "waiting for another run (lock $1)"
+	flock "$fd"
+}
+
+# What lies in out/ of one base belongs to one run at a time.
+lock_out() {
+	lock "out-$(cksum <<<"$OUT" | cut -d' ' -f1)"
+}
+
+# Source, tree and builds of one base, likewise.
+lock_base() {
+	lock "$BASE-$(cksum <<<"$KDIR" | cut -d' ' -f1)"
+}
+
+# need PACKAGE...: installs what is missing, or says how.
+need() {
+	local missing=() p log=$ROOT/out/packages.log remedy
+	for p; do
+		[[ $(dpkg-query -Wf '${Status}' "$p" 2>/dev/null) == 'install ok installed' ]] || missing+=("$p")
+	done
+	((${#missing[@]})) || return 0
+	remedy="apt-get update && apt-get install --no-install-recommends ${missing[*]}"
+	((EUID == 0)) || die "missing packages: ${missing[*]}: not root; run as root: $remedy"
+	(lock packages && try "installing ${missing[*]}" "$log" install_packages "${missing[@]}") && return
+	tail -n 5 "$log" >&2
+	die "missing packages: ${missing[*]}: apt-get failed (see $log); run when there is a network: $remedy"
+}
+
+install_packages() {
+	local install=(apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=300 "$@")
+	export DEBIAN_FRONTEND=noninteractive
+	"${install[@]}" || { apt-get update && "${install[@]}"; }
+}
+
+# need_space GIGABYTES: of the cache's disk, before anything large is written.
+need_space() {
+	local free
+	mkdir -p "$HMM_CACHE"
+	free=$(df -BM --output=avail "$HMM_CACHE" | tail -n 1 | tr -dc 0-9)
+	((free >= $1 * 1024)) || die "$HMM_CACHE: $free MB free, $1 GB needed; make room or set HMM_CACHE"
+}
+
+# land PATH TREE: where a file of this repository lies in that tree. The only two
+# rules: vm/ is mm/ where the tree renamed that directory, and Kconfig.hmm.
+land() {
+	case $1 in
+	Kconfig.hmm) echo mm/Kconfig.hmm ;;
+	Documentation/vm/*) [[ -d $2/Documentation/mm ]] && echo "${1/vm/mm}" || echo "$1" ;;
+	tools/testing/selftests/vm/*) [[ -d $2/tools/testing/selftests/mm ]] && echo "${1/vm/mm}" || echo "$1" ;;
+	*) echo "$1" ;;
+	esac
+}
+
+# ours_failed TREE LOG: does a failed build blame a file of this project? Then a
+# build from scratch cannot help.
+ours_failed() {
+	local file
+	while read -r file; do
+		file=$(land "$file" "$1")
+		! grep -qE "${file//./\\.}:[0-9]+|modpost: .*\[${file%.c}\.ko\]" "$2" || return 0
+	done < <(data files; echo demo.c)
+	return 1
+}
+
+# data FILE: the lines of a data file that say something.
+data() {
+	grep -vE '^[[:space:]]*(#|$)' "$HARNESS/$1"
+}
+
+# The lines that tell whether a source tree still is what it was: names, sizes, times.
+listing() {
+	find "$1" -name __pycache__ -prune -o ! -type d -printf '%P %s %T@\n' | sort
+}

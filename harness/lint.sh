@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# make lint: every static check of the kernel files and of the harness. One line
+# for each that finds nothing, its whole output for each that does.
+#
+# usage: [BASE=...] harness/lint.sh
+
+set -euo pipefail
+# shellcheck source=lib.sh
+. "${BASH_SOURCE[0]%/*}/lib.sh"
+
+dir=$OUT/lint
+failed=0
+
+# The kernel files of this project, as they lie in the tree; C and headers only if asked.
+kernel_files() {
+	local file
+	while read -r file; do
+		[[ ${1:-} != c || $file == *.[ch] ]] && land "$file" "$tree"
+	done < <(data files) || :
+}
+
+# Files of the repository that git knows or would add; without git, all but out/.
+repository() {
+	cd "$ROOT"
+	git ls-files -co --exclude-standard 2>/dev/null || find . -path ./out -prune -o -path ./.git -prune -o -type f -printf '%P\n'
+}
+
+checkpatch() {
+	local file
+	cd "$tree"
+	while read -r file; do
+		[[ $file != */.kunitconfig ]] || continue
+		perl scripts/checkpatch.pl --strict --quiet --terse --show-types --no-summary --file "$file"
+	done < <(kernel_files)
+}
+
+kernel_doc() {
+	local tool=$tree/tools/docs/kernel-doc
+	[[ -e $tool ]] || tool=$tree/scripts/kernel-doc
+	cd "$tree"
+	# shellcheck disable=SC2046 # no spaces in our names
+	"$tool" -none -Wall $(kernel_files c | grep -v '^tools/')
+}
+
+# W=1 and sparse: everything that the compilation of our objects says of our files.
+compiler() {
+	local file pattern=''
+	while read -r file; do
+		pattern+="${pattern:+|}${file//./\\.}"
+	done < <(kernel_files)
+	grep -E "($pattern):[0-9]+" "$dir/build.log"
+}
+
+# What may not stand in a kernel file at all.
+words() {
+	cd "$tree"
+	kernel_files c | grep -v '^tools/' | xargs grep -nE '\<(BUG_ON|BUG\(\)|TODO|FIXME|XXX|__GFP_NOFAIL)|\<EXPORT_SYMBOL\('
+}
+
+# Every exported function has kernel-doc; what is exported as __name stands behind
+# the macro name of a header.
+exports() {
+	local file name files
+	cd "$tree"
+	mapfile -t files < <(kernel_files c)
+	while read -r file name; do
+		grep -qE "^ \* ${name#__}\(\) - " "${files[@]}" || echo "$file: $name: exported without kernel-doc"
+	done < <(awk -F'[(,)]' '/^EXPORT_SYMBOL/ { print FILENAME, $2 }' "${files[@]}")
+}
+
+scripts() {
+	cd "$ROOT"
+	# shellcheck disable=SC2046 # no spaces in our names
+	shellcheck $(repository | xargs grep -lE '^#!.*(sh|busybox sh)$|^# shellcheck shell=')
+}
+
+# Addresses and paths of one machine have no place in the repository.
+places() {
+	cd "$ROOT"
+	repository | grep -v '^COPYING$' | xargs grep -nIE '(http|https|ftp):[/]{2}|/(root|home)/[a-z.]'
+}
+
+spelling() {
+	cd "$ROOT"
+	repository | grep -v '^COPYING$' | xargs codespell --ignore-words-list=damon
+}
+
+# check NAME COMMAND: clean means that it says nothing.
+check() {
+	"$2" >"$dir/$1.log" 2>&1 || :
+	if [[ -s $dir/$1.log ]]; then
+		cat "$dir/$1.log"
+		echo "lint: $1 failed"
+		failed=$((failed + 1))
+	else
+		echo "lint: $1 ok"
+	fi
+}
+
+need codespell perl-base python3-minimal shellcheck sparse
+lock_out
+lock_base
+"$HARNESS/build.sh" lint
+tree=$(cat "$dir/tree")
+check checkpatch checkpatch
+check kernel-doc kernel_doc
+check compiler compiler
+check words words
+check exports exports
+check shellcheck scripts
+check places places
+check spelling spelling
+((failed == 0)) || die "lint: $failed of 8 checks failed"

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# Scans a kernel log for splats and prints each with what follows it; exit
+# status 1 if there are any. A test that provokes a warning on purpose says so
+# in the log: "hmm-test: expect-warning REGEX" ... "hmm-test: end-expect" allow
+# the WARNINGs whose first line, or the text above or below it, matches; there
+# must be one.
+#
+# usage: awk [-v from=REGEX] -f splats.awk splats console.log
+# from: only what follows the first line that matches counts
+
+FILENAME == ARGV[1] {
+	if ($0 !~ /^[ \t]*(#|$)/)
+		splat = splat (splat == "" ? "" : "|") "(" $0 ")"
+	next
+}
+
+{
+	sub(/\r$/, "")
+	sub(/^(<[0-9]+>)?(\[ *[0-9.]+\])?(\[ *[TC][0-9]+\])? */, "")
+	if (from != "" && $0 ~ from) {
+		n = 0
+		from = ""
+	}
+	line[++n] = $0
+}
+
+function report(i, why,    j) {
+	print "splat: " why
+	for (j = i; j <= n && j < i + 30; j++)
+		print "    " line[j]
+	found = 1
+}
+
+END {
+	for (i = 1; i <= n; i++) {
+		if (match(line[i], /hmm-test: expect-warning /)) {
+			if (expected != "")
+				report(opened, "expect-warning without end-expect")
+			expected = substr(line[i], RSTART + RLENGTH)
+			opened = i
+			seen = 0
+		} else if (line[i] ~ /hmm-test: end-expect/) {
+			if (expected == "" || !seen)
+				report(expected == "" ? i : opened, "an expected warning did not come")
+			expected = ""
+		} else if (line[i] ~ splat) {
+			if (allowed)
+				continue		# still inside a warning that was expected
+			if (expected != "" && line[i] ~ /^WARNING[: ]/ &&
+			    (line[i - 1] "\n" line[i] "\n" line[i + 1]) ~ expected) {
+				seen++
+				allowed = 1
+			} else {
+				report(i, line[i])
+				i += 29
+			}
+		}
+		if (line[i] ~ /---\[ end trace/)
+			allowed = 0
+	}
+	if (expected != "")
+		report(opened, "expect-warning without end-expect")
+	exit found
+}

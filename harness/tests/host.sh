@@ -1,0 +1,85 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Wrong requests, and imports and configurations that do not fit: one line says
+# what is wrong.
+#
+# usage: sourced by harness/tests/run
+# shellcheck disable=SC2154 # which sets work and checkout
+
+test_unknown_command() {
+	fails '^hmm: frobnicate: no such command' "$HARNESS/hmm" frobnicate
+	fails 'hmm: frobnicate: no such command' make -C "$ROOT" frobnicate
+}
+
+test_unknown_setting() {
+	fails '^hmm: COLOUR=red: no such setting' "$HARNESS/hmm" run COLOUR=red
+	fails 'hmm: COLOUR: no such variable' make -C "$ROOT" run COLOUR=red
+}
+
+test_unknown_base() {
+	fails '^hmm: BASE=2.4: no such base; use 6.12' env BASE=2.4 "$HARNESS/build.sh" debug
+}
+
+test_kdir_is_no_tree() {
+	fails "^hmm: KDIR=$work: no kernel source tree" env KDIR="$work" "$HARNESS/build.sh" debug
+}
+
+test_kdir_is_too_old() {
+	local tree=$work/old
+	mkdir -p "$tree/mm"
+	touch "$tree"/{Kbuild,mm/Kconfig}
+	printf 'VERSION = 5\nPATCHLEVEL = 10\n' >"$tree/Makefile"
+	fails 'Linux 5.10: too old; 6.1 is the oldest' env KDIR="$tree" "$HARNESS/build.sh" debug
+}
+
+test_missing_package() {
+	mkdir -p "$work/bin"
+	printf '#!/bin/sh\nexit 1\n' | tee "$work/bin/dpkg-query" >"$work/bin/apt-get"
+	chmod +x "$work"/bin/*
+	fails '^hmm: missing packages: .* run .*: apt-get update && apt-get install .*qemu-system-x86' \
+		env PATH="$work/bin:$PATH" "$HARNESS/build.sh" debug
+}
+
+test_full_disk() {
+	mkdir -p "$work/bin-df"
+	printf '#!/bin/sh\necho Avail\necho 12M\n' >"$work/bin-df/df"
+	chmod +x "$work/bin-df/df"
+	# shellcheck disable=SC2016 # the inner shell expands
+	fails '^hmm: .*: 12 MB free, [0-9]+ GB needed; make room or set HMM_CACHE' \
+		env PATH="$work/bin-df:$PATH" bash -c '. "$1/lib.sh"; need_space 4' - "$HARNESS"
+}
+
+test_hook_does_not_apply() {
+	copy hook
+	# shellcheck disable=SC2016 # a literal dollar
+	sed -i 's/^<obj-\$(CONFIG_HMM_MIRROR).*hmm.o$/<obj-y += nowhere.o/' "$checkout/harness/hooks"
+	fails '^hmm: import: mm/Makefile: anchor "obj-y \+= nowhere.o" found 0 times, not once' \
+		"$checkout/harness/build.sh" lint
+}
+
+test_hook_applies_twice() {
+	copy hook
+	sed -i 's/^<source "mm\/damon\/Kconfig"$/<endmenu/; s/^<   hmm$/<.. toctree::/' "$checkout/harness/hooks"
+	fails '^hmm: import: .*: anchor ".*" found [2-9] times, not once' "$checkout/harness/build.sh" lint
+}
+
+test_file_is_missing() {
+	copy file
+	rm "$checkout/lib/test_hmm.c"
+	fails '^hmm: import: lib/test_hmm.c: missing from this checkout' "$checkout/harness/build.sh" lint
+}
+
+test_config_line_does_not_survive() {
+	copy config
+	echo CONFIG_NO_SUCH_THING=y >>"$checkout/harness/config/guest.config"
+	fails '^hmm: config: lost CONFIG_NO_SUCH_THING=y \(harness/config/guest.config\)' \
+		"$checkout/harness/build.sh" lint
+}
+
+test_file_does_not_compile() {
+	copy broken
+	echo '#error broken on purpose' >>"$checkout/mm/hmm.c"
+	fails 'mm/hmm.c:[0-9]+:2: error: #error broken on purpose' "$checkout/harness/build.sh" lint
+	holds test ! -e "$checkout/out/$BASE/lint/tree"
+}
