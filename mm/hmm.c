@@ -25,17 +25,20 @@
  *	mmap_lock (write)		arming the first mirror of an mm takes it
  *	locks of the driver		->release() and ->free() may take them
  *	  hmm_device::callback_map	lockdep only: a callback, or a wait for it
- *	hmm_device::lock
- *	hmm::lock
+ *	  hmm_callback_map		lockdep only: the same of all devices
+ *	hmm_devices_lock
+ *	  hmm_device::lock
+ *	    hmm::lock
  *	hmm_bucket::lock
  *	hmm_tasks[]::lock
  *	hmm_srcu, read side		walks of mirrors: look, take a reference
- *	RCU, read side			walks of hmm_table, likewise
+ *	RCU, read side			walks of hmm_table, and mirror->hmm
  *
- * The spinlocks are leaves: none nests in another, none is held over a callback
- * or over anything that sleeps. hmm_device::lock and hmm::lock lie inside objects
- * and so never hold off the freeing of these: whoever takes one has a reference,
- * and drops it after the unlock.
+ * All are spinlocks, held for a few lines and not over a callback.
+ * hmm_device::lock and hmm::lock lie inside objects and so never hold off the
+ * freeing of these: whoever takes one has a reference, and drops it after the
+ * unlock. hmm_device::lock nests outside of hmm::lock so that a mirror appears on
+ * both lists at once, or on none.
  *
  * Rationale: the walks of mirrors are under SRCU of HMM's own. An unregister waits
  * for a grace period of it, which can be expedited, since it disturbs nobody, and
@@ -48,50 +51,71 @@
  *	ops, name		immutable while registered
  *	state			cmpxchg() to own the making; lock to own the unmaking
  *	nr_registered		lock
+ *	mirrors, released	lock
+ *	node			hmm_devices_lock
  *	unused			written before the reference of the registration is
  *				dropped, read by who drops the last one
  * hmm_mirror:
  *	device			cmpxchg() to own the mirror; cleared at its end
- *	mm			immutable from register until the end
+ *	mm, since		immutable from register until the end
  *	node			hmm::lock, walked under hmm_srcu
- *	hmm			from register until the unlink; the owner of the
- *				release clears it
+ *	device_node		hmm_device::lock
+ *	hmm			from register until the unlink, when the owner of the
+ *				release clears it; read under RCU
  *	registered		hmm_device::lock
  *	reason			cmpxchg() to own the release, once
+ *	due			atomic; see hmm_mirror_due()
  *	unlink_gp		written by the owner of the release, ordered for
- *				others by the completion of released
+ *				others by the completion of released, or by the
+ *				reference that it drops
+ *	async, step		written by who unregisters, before it drops the user
+ *				of the registration; read by the last user, then
+ *				the one's who drops the last reference
  *	unused			as hmm_device::unused
  * hmm:
  *	mm, notifier		immutable
  *	mirrors			written under lock, walked under hmm_srcu
+ *	mm_pins			lock
  *	node			hmm_bucket::lock, walked under RCU
  *
  * States of a mirror
  * ==================
  *
  *	registered, live	reason is NONE, linked, ->release() yet to come
- *	releasing		reason is set, linked; one thread, the owner, runs
- *				->release(), others wait for mirror->released
+ *	releasing		reason is set, linked; one thread or mirror->work,
+ *				the owner, runs ->release(), or will; others wait
+ *				for mirror->released
  *	released		unlinked, mirror->hmm is NULL, released is complete;
- *				still registered if it was mm exit that released it
- *	unregistered		no reference is left; ->free() ran, or the memory is
- *				the caller's of hmm_mirror_unregister()
+ *				still registered unless unregister released it
+ *	unregistered		no user or reference is left; ->free() ran, or the
+ *				memory is the caller's of hmm_mirror_unregister()
  *
  * Removal paths
  * =============
  *
- *	A. hmm_mirror_unregister()
+ *	A. hmm_mirror_unregister(), hmm_mirror_unregister_async()
  *	B. exit of the mm, hmm_notifier_invalidate()
- *	C. hmm_device_unregister()
+ *	C. hmm_device_unplug()
+ *	D. hmm_mirror_kill()
+ *	E. hmm_device_unregister()
  *
- * A against B, for one mirror: both try to set the reason; who does owns the
- * release and runs ->release(). The mirror stays linked until that returned, so
- * that B finds it and exit_mmap() frees no page before. The loser sees the reason
- * set and waits for mirror->released. B works with a reference on the mirror that
- * it took under hmm_srcu. A waits until all references are dropped, B's among
- * them, and for a grace period of hmm_srcu since the unlink, for those who are
- * about to find the mirror's reference count at zero. So A returns after B's last
- * look at the mirror, whoever of them won.
+ * A to D, for one mirror: each tries to set the reason; who does owns the release.
+ * A that is synchronous runs ->release() itself. B and C first own all that they
+ * can and queue mirror->work for each, so that the releases of one process or
+ * device run side by side; then they go from one to the next and wait, or run what
+ * no worker has begun. D and the other A only queue. The losers among A, B and C
+ * that have to wait take the work from the queue as well: a release never depends
+ * on a worker that cannot be had, when memory is what exit is to give back.
+ *
+ * The mirror stays linked until ->release() has returned, so that B and C find it
+ * and wait, whoever owns the release; exit_mmap() frees no page before.
+ *
+ * What HMM itself does with a mirror is done as one of its users: the registration,
+ * the work, B and C. Together these have one reference. A that is synchronous waits
+ * until all references are dropped, those of users among them; A that is not leaves
+ * that to whoever drops the last. Then, for those who are about to find the number
+ * of users at zero, a grace period of hmm_srcu since the unlink passes, and
+ * hmm_mirror_finish() ends the mirror. So that comes after B's and C's last look.
  *
  * B must find the mirror: hmm_mirror_register() holds mm_users until it is linked,
  * and until the notifier is in the interval tree, which mmu_interval_notifier_insert()
@@ -99,20 +123,30 @@
  *
  * A against A is an error of the driver, reported where it is seen.
  *
- * C against A: a mirror holds a reference on its device until A is through with
- * it, ->free() included. C fails with -EBUSY before A was called, and waits for
+ * E against A: a mirror holds a reference on its device until A is through with
+ * it, ->free() included. E fails with -EBUSY before A was called, and waits for
  * that reference afterwards.
  *
- * C against B: B's touches of the device happen under its reference on the mirror,
- * which A waits for, which C waits for.
+ * E against B, C and D: these touch the device while they are users of the mirror,
+ * whom A waits for, which E waits for.
  *
  * Waits for the last reference are completions on the stack of the waiter: the
  * one who drops it touches the waiter's stack, and not the object any more.
+ *
+ * Steps
+ * =====
+ *
+ * A step is what hmm_synchronize() waits for: a release or ->free() that is due and
+ * that no caller waits for. Steps are readers of hmm_steps that begin in one context
+ * and end in another; a grace period of it waits for all that were begun before, and
+ * for no later one. Nothing is counted that all processors would have to share.
  */
 
 #define pr_fmt(fmt) "hmm: " fmt
 
+#include <linux/atomic.h>
 #include <linux/completion.h>
+#include <linux/debugfs.h>
 #include <linux/export.h>
 #include <linux/hash.h>
 #include <linux/hmm.h>
@@ -120,6 +154,7 @@
 #include <linux/init.h>
 #include <linux/jiffies.h>
 #include <linux/kref.h>
+#include <linux/ktime.h>
 #include <linux/list.h>
 #include <linux/lockdep.h>
 #include <linux/mm.h>
@@ -128,20 +163,27 @@
 #include <linux/percpu.h>
 #include <linux/rculist.h>
 #include <linux/rcupdate.h>
+#include <linux/refcount.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
+#include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/srcu.h>
 #include <linux/workqueue.h>
 
+#define CREATE_TRACE_POINTS
+#include <trace/events/hmm.h>
+
 /* The one place of an address space that is never mapped, nor invalidated */
 #define HMM_LAST_PAGE		(ULONG_MAX & PAGE_MASK)
 
-/* A wait for a driver that takes longer is reported, and again each time */
-#define HMM_REPORT_SECONDS	20
+static unsigned int report_seconds = 20;
+module_param(report_seconds, uint, 0644);
+MODULE_PARM_DESC(report_seconds,
+		 "Seconds after which a callback or a wait for it is reported");
 
 /* Keeps the references of a device far below where refcount_t saturates */
-#define HMM_DEVICE_MAX_MIRRORS	(1U << 30)
+#define HMM_DEVICE_MAX_MIRRORS	(UINT_MAX / 4)
 
 #define HMM_TABLE_BITS		8
 #define HMM_TASKS_BITS		6
@@ -151,14 +193,19 @@ enum hmm_device_state {
 	HMM_DEVICE_UNREGISTERED,	/* the driver's own memory */
 	HMM_DEVICE_CHANGING,		/* one thread makes or unmakes it */
 	HMM_DEVICE_REGISTERED,		/* mirrors may be registered */
+	HMM_DEVICE_UNPLUGGED,		/* none any more */
 };
+
+/* Values of hmm_mirror::due that are no step */
+#define HMM_NOT_DUE	-1
+#define HMM_RELEASED	-2
 
 /*
  * struct hmm - What HMM keeps about one mm
  *
  * Created by:    hmm_get(), with one reference, the caller's.
  * Pinned by:     each linked mirror (mirror->hmm, until hmm_mirror_unlink());
- *                hmm_mirror_register() on its way.
+ *                each hmm_mirror_mm_get(); hmm_mirror_register() on its way.
  * Found by:      hmm_find(), under RCU or the lock of its bucket, with
  *                kref_get_unless_zero().
  * Pins:          mm_count, from mmu_interval_notifier_insert() until
@@ -173,8 +220,9 @@ struct hmm {
 	struct mmu_interval_notifier notifier;
 	struct hlist_node node;
 	struct kref kref;
-	spinlock_t lock;			/* writers of mirrors */
+	spinlock_t lock;			/* mirrors (writers), mm_pins */
 	struct list_head mirrors;
+	int mm_pins;				/* of hmm_mirror_mm_get() */
 	struct work_struct free_work;
 	struct rcu_head rcu;
 };
@@ -188,6 +236,9 @@ struct hmm_bucket {
 struct hmm_callback {
 	struct hlist_node node;
 	struct task_struct *task;
+	struct hmm_device *device;
+	const char *what;
+	unsigned long start;			/* jiffies */
 };
 
 struct hmm_tasks {
@@ -198,14 +249,48 @@ struct hmm_tasks {
 DEFINE_STATIC_SRCU(hmm_srcu);
 static struct hmm_bucket hmm_table[1 << HMM_TABLE_BITS];
 static struct hmm_tasks hmm_tasks[1 << HMM_TASKS_BITS];
-static struct workqueue_struct *hmm_wq;
+static struct workqueue_struct *hmm_wq;		/* releases, ->free() */
+static struct workqueue_struct *hmm_mm_wq;	/* struct hmm; never a callback */
+static LIST_HEAD(hmm_devices);			/* hmm_devices_lock */
+static DEFINE_SPINLOCK(hmm_devices_lock);
+static struct dentry *hmm_debugfs;
+
+#ifdef CONFIG_LOCKDEP
+static struct lock_class_key hmm_callback_key;
+static struct lockdep_map hmm_callback_map =
+	STATIC_LOCKDEP_MAP_INIT("hmm_any_callback", &hmm_callback_key);
+#endif
+
+DEFINE_STATIC_SRCU(hmm_steps);
+
+/* Live objects, for debugfs and tests; a sum over CPUs, so no cost to scaling */
+struct hmm_counts {
+	long devices;
+	long mirrors;
+	long hmms;
+};
+
+static DEFINE_PER_CPU(struct hmm_counts, hmm_counts);
+
+#define hmm_count(object, n)	this_cpu_add(hmm_counts.object, n)
+
+static void hmm_counts_sum(struct hmm_counts *sum)
+{
+	int cpu;
+
+	memset(sum, 0, sizeof(*sum));
+	for_each_possible_cpu(cpu) {
+		struct hmm_counts *c = per_cpu_ptr(&hmm_counts, cpu);
+
+		sum->devices += READ_ONCE(c->devices);
+		sum->mirrors += READ_ONCE(c->mirrors);
+		sum->hmms += READ_ONCE(c->hmms);
+	}
+}
 
 #ifdef CONFIG_HMM_TEST_POINTS
 DEFINE_STATIC_SRCU(hmm_test_srcu);
 static hmm_test_hook hmm_test_hook_fn;
-static DEFINE_PER_CPU(struct hmm_test_counts, hmm_counts);
-
-#define hmm_count(object, n)	this_cpu_add(hmm_counts.object, n)
 
 static void hmm_point(enum hmm_test_point point, struct hmm_mirror *mirror)
 {
@@ -259,41 +344,89 @@ EXPORT_SYMBOL_GPL(hmm_test_clear_hook);
  */
 void hmm_test_quiesce(struct hmm_test_counts *counts)
 {
-	int cpu;
+	struct hmm_counts sum;
 
-	flush_workqueue(hmm_wq);
+	flush_workqueue(hmm_mm_wq);
 	if (!counts)
 		return;
 
-	memset(counts, 0, sizeof(*counts));
-	for_each_possible_cpu(cpu) {
-		struct hmm_test_counts *c = per_cpu_ptr(&hmm_counts, cpu);
-
-		counts->devices += READ_ONCE(c->devices);
-		counts->mirrors += READ_ONCE(c->mirrors);
-		counts->hmms += READ_ONCE(c->hmms);
-	}
+	hmm_counts_sum(&sum);
+	counts->devices = sum.devices;
+	counts->mirrors = sum.mirrors;
+	counts->hmms = sum.hmms;
 }
 EXPORT_SYMBOL_GPL(hmm_test_quiesce);
+
+/**
+ * hmm_test_set_workers() - Limit the releases and frees that workers do at once.
+ * @max: How many, or 0 for as many as can be.
+ *
+ * Context: Process context. May sleep.
+ */
+void hmm_test_set_workers(int max)
+{
+	workqueue_set_max_active(hmm_wq, max ?: WQ_MAX_ACTIVE);
+}
+EXPORT_SYMBOL_GPL(hmm_test_set_workers);
 #else
-#define hmm_count(object, n)	do { } while (0)
 static inline void hmm_point(enum hmm_test_point point,
 			     struct hmm_mirror *mirror)
 {
 }
 #endif /* CONFIG_HMM_TEST_POINTS */
 
-/* Wait for a driver; say so when it takes long, for nobody else will. */
+static unsigned long hmm_report_after(void)
+{
+	return max(READ_ONCE(report_seconds), 1U) * HZ;
+}
+
+/* One turn of a wait for a driver; said when it takes long. False: not over yet. */
+static bool hmm_wait_once(struct completion *done, unsigned long start,
+			  const char *device, const char *what)
+{
+	if (wait_for_completion_timeout(done, hmm_report_after()))
+		return true;
+
+	pr_warn("%s: %s[%d] waits for %s since %lu seconds\n", device,
+		current->comm, task_pid_nr(current), what,
+		(jiffies - start) / HZ);
+	return false;
+}
+
 static void hmm_wait(struct completion *done, const char *device,
 		     const char *what)
 {
-	unsigned int seconds = 0;
+	unsigned long start = jiffies;
 
-	while (!wait_for_completion_timeout(done, HMM_REPORT_SECONDS * HZ)) {
-		seconds += HMM_REPORT_SECONDS;
-		pr_warn("%s: %s[%d] waits for %s since %u seconds\n", device,
-			current->comm, task_pid_nr(current), what, seconds);
-	}
+	while (!hmm_wait_once(done, start, device, what))
+		;
+}
+
+/*
+ * Steps. Not srcu_down_read(), which kernels before 6.2 lack; it is this, with a
+ * check that kernels have which count readers in NMI.
+ */
+
+static int hmm_step_begin(void)
+{
+	unsigned long flags;
+	int step;
+
+	/* TINY_SRCU counts without atomics, and an interrupt may begin a step */
+	local_irq_save(flags);
+	step = __srcu_read_lock(&hmm_steps);
+	local_irq_restore(flags);
+
+	return step;
+}
+
+static void hmm_step_end(int step)
+{
+	unsigned long flags;
+
+	local_irq_save(flags);
+	__srcu_read_unlock(&hmm_steps, step);
+	local_irq_restore(flags);
 }
 
 /*
@@ -305,6 +438,34 @@ static struct hmm_tasks *hmm_tasks_of(struct task_struct *task)
 	return &hmm_tasks[hash_ptr(task, HMM_TASKS_BITS)];
 }
 
+/* Says which callbacks take long, whether or not anybody waits for them. */
+static void hmm_watch_work(struct work_struct *work)
+{
+	struct hmm_callback *callback;
+	bool busy = false;
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(hmm_tasks); i++) {
+		spin_lock(&hmm_tasks[i].lock);
+		hlist_for_each_entry(callback, &hmm_tasks[i].callbacks, node) {
+			unsigned long age = jiffies - callback->start;
+
+			busy = true;
+			if (age >= hmm_report_after())
+				pr_warn("%s: %s in %s[%d] has not returned for %lu seconds\n",
+					callback->device->name, callback->what,
+					callback->task->comm,
+					task_pid_nr(callback->task), age / HZ);
+		}
+		spin_unlock(&hmm_tasks[i].lock);
+	}
+	if (busy)
+		queue_delayed_work(hmm_mm_wq, to_delayed_work(work),
+				   hmm_report_after());
+}
+
+static DECLARE_DELAYED_WORK(hmm_watch, hmm_watch_work);
+
 /*
  * Lockdep takes a callback for a lock that is held for read, and a wait for one
  * for taking it for write: a wait under a lock that a callback takes, or inside a
@@ -312,23 +473,30 @@ static struct hmm_tasks *hmm_tasks_of(struct task_struct *task)
  * callback that drops the last user of another mm runs that mm's callbacks.
  */
 static void hmm_callback_enter(struct hmm_callback *callback,
-			       struct hmm_device *device)
+			       struct hmm_device *device, const char *what)
 {
 	struct hmm_tasks *tasks = hmm_tasks_of(current);
 
 	callback->task = current;
+	callback->device = device;
+	callback->what = what;
+	callback->start = jiffies;
 	spin_lock(&tasks->lock);
 	hlist_add_head(&callback->node, &tasks->callbacks);
 	spin_unlock(&tasks->lock);
+	if (!delayed_work_pending(&hmm_watch))
+		queue_delayed_work(hmm_mm_wq, &hmm_watch,
+				   hmm_report_after());
+	lock_map_acquire_read(&hmm_callback_map);
 	lock_map_acquire_read(&device->callback_map);
 }
 
-static void hmm_callback_exit(struct hmm_callback *callback,
-			      struct hmm_device *device)
+static void hmm_callback_exit(struct hmm_callback *callback)
 {
 	struct hmm_tasks *tasks = hmm_tasks_of(current);
 
-	lock_map_release(&device->callback_map);
+	lock_map_release(&callback->device->callback_map);
+	lock_map_release(&hmm_callback_map);
 	spin_lock(&tasks->lock);
 	hlist_del(&callback->node);
 	spin_unlock(&tasks->lock);
@@ -350,9 +518,11 @@ static void hmm_callback_might_wait(struct hmm_device *device)
 static void hmm_callback_waits_for_mmap_lock(struct hmm_device *device,
 					     struct mm_struct *mm)
 {
+	lock_map_acquire_read(&hmm_callback_map);
 	lock_map_acquire_read(&device->callback_map);
 	might_lock(&mm->mmap_lock);
 	lock_map_release(&device->callback_map);
+	lock_map_release(&hmm_callback_map);
 }
 
 static bool hmm_in_callback(void)
@@ -379,7 +549,7 @@ static bool hmm_in_callback(void)
  * Pinned by:     each mirror, from hmm_device_get() in hmm_mirror_register()
  *                until hmm_mirror_finish().
  * Dead when:     hmm_device_unregister() made its state other than REGISTERED
- *                under the lock: hmm_device_link() refuses mirrors then.
+ *                under the lock: hmm_mirror_link() refuses mirrors then.
  * Freed by:      the driver, after hmm_device_unregister() returned 0, which
  *                waits for the last reference.
  */
@@ -397,16 +567,20 @@ static void hmm_device_put(struct hmm_device *device)
 	kref_put(&device->kref, hmm_device_unused);
 }
 
-static bool hmm_device_is_registered(struct hmm_device *device)
+/* Registered, unplugged or not: there is a lock, and a reference of the driver. */
+static bool hmm_device_is_there(struct hmm_device *device)
 {
 	/* Pairs with the release in __hmm_device_register() */
-	return smp_load_acquire(&device->state) == HMM_DEVICE_REGISTERED;
+	unsigned int state = smp_load_acquire(&device->state);
+
+	return state == HMM_DEVICE_REGISTERED || state == HMM_DEVICE_UNPLUGGED;
 }
 
-/* NULL if @device is not registered; needs no lock that may not be there yet. */
+/* NULL if @device takes no mirrors; needs no lock that may not be there yet. */
 static struct hmm_device *hmm_device_get(struct hmm_device *device)
 {
-	if (!hmm_device_is_registered(device) ||
+	/* Pairs with the release in __hmm_device_register() */
+	if (smp_load_acquire(&device->state) != HMM_DEVICE_REGISTERED ||
 	    !kref_get_unless_zero(&device->kref))
 		return NULL;
 
@@ -416,65 +590,63 @@ static struct hmm_device *hmm_device_get(struct hmm_device *device)
 	 * least as late.
 	 */
 	smp_mb__after_atomic();
-	if (hmm_device_is_registered(device))
+	if (hmm_device_is_there(device))
 		return device;
 
 	hmm_device_put(device);
 	return NULL;
 }
 
-/* From here on hmm_device_unregister() says -EBUSY. */
-static int hmm_device_link(struct hmm_device *device, struct hmm_mirror *mirror)
-{
-	int ret = 0;
-
-	spin_lock(&device->lock);
-	if (device->state != HMM_DEVICE_REGISTERED) {
-		ret = -ENODEV;
-	} else if (device->nr_registered == HMM_DEVICE_MAX_MIRRORS) {
-		ret = -EOVERFLOW;
-	} else {
-		device->nr_registered++;
-		mirror->registered = true;
-	}
-	spin_unlock(&device->lock);
-
-	return ret;
-}
-
-/* The other end of hmm_device_link(). NULL if @mirror is not registered. */
-static struct hmm_device *hmm_device_unlink(struct hmm_mirror *mirror)
-{
-	struct hmm_device *device = READ_ONCE(mirror->device);
-	bool registered;
-
-	if (!device)
-		return NULL;
-
-	spin_lock(&device->lock);
-	registered = mirror->registered;
-	if (registered) {
-		mirror->registered = false;
-		device->nr_registered--;
-	}
-	spin_unlock(&device->lock);
-
-	return registered ? device : NULL;
-}
-
 /*
  * References on a mirror
  *
- * Created by:    hmm_mirror_register(), with one reference, the registration's,
- *                which hmm_mirror_unregister() drops.
- * Pinned by:     hmm_mirror_get() of the driver; mm exit while it works on it.
- * Found by:      hmm_first_mirror(), under hmm_srcu, with kref_get_unless_zero().
+ * Created by:    hmm_mirror_link(), with one reference, of its users, and one user,
+ *                the registration, until hmm_mirror_unregister() or _async().
+ * Pinned by:     hmm_mirror_get() and hmm_mirror_find() of the driver, by a
+ *                reference; mm exit, unplug, kill and mirror->work, as users.
+ * Found by:      hmm_first_mirror(), hmm_mirror_find(), under hmm_srcu;
+ *                hmm_device_first_mirror(), under hmm_device::lock.
  * Pins:          mm_count and the device, until hmm_mirror_finish().
- * Dead when:     unlinked from hmm::mirrors, by the owner of the release: nobody
- *                finds it from then on.
+ * Dead when:     unlinked from hmm::mirrors and hmm_device::mirrors, by the owner
+ *                of the release: nobody finds it from then on.
  * Freed by:      hmm_mirror_finish(), after the last reference is dropped and a
  *                grace period of hmm_srcu since the unlink.
  */
+
+static bool hmm_mirror_use(struct hmm_mirror *mirror)
+{
+	return refcount_inc_not_zero(&mirror->users);
+}
+
+/* The last reference is gone, and mirror->step has begun: it is that of ->free(). */
+static void hmm_mirror_queue_free(struct kref *kref)
+{
+	struct hmm_mirror *mirror = container_of(kref, struct hmm_mirror, kref);
+
+	queue_work(hmm_wq, &mirror->work);
+}
+
+static void hmm_mirror_unuse(struct hmm_mirror *mirror)
+{
+	int step;
+
+	if (!refcount_dec_and_test(&mirror->users))
+		return;
+
+	/* Both pair with the kref_init() in hmm_mirror_init() */
+	if (!mirror->async) {
+		hmm_mirror_put(mirror);
+		return;
+	}
+	/*
+	 * ->free() is due since hmm_mirror_unregister_async() unless a driver
+	 * has a reference. So it goes on with that step: a new one would be too
+	 * late for a hmm_synchronize() that has begun.
+	 */
+	step = mirror->step;
+	if (!kref_put(&mirror->kref, hmm_mirror_queue_free))
+		hmm_step_end(step);
+}
 
 static void hmm_mirror_unused(struct kref *kref)
 {
@@ -482,10 +654,15 @@ static void hmm_mirror_unused(struct kref *kref)
 	struct completion *unused = mirror->unused;
 
 	/* Somebody dropped what was not his: leak rather than free */
-	if (WARN_ON_ONCE(!unused))
+	if (WARN_ON_ONCE(refcount_read(&mirror->users)))
 		return;
-	/* On the waiter's stack: @mirror may be gone before this returns */
-	complete(unused);
+	if (unused) {
+		/* On the waiter's stack: @mirror may be gone before this returns */
+		complete(unused);
+	} else {
+		mirror->step = hmm_step_begin();
+		hmm_mirror_queue_free(kref);
+	}
 }
 
 /**
@@ -494,10 +671,10 @@ static void hmm_mirror_unused(struct kref *kref)
  *	and cannot be unregistered meanwhile.
  *
  * Until the reference is dropped by hmm_mirror_put(), hmm_mirror_unregister()
- * does not return and the memory of @mirror stays. A reference keeps no release
- * away: @mirror may be released at any time.
+ * does not return, ->free() is not called and the memory of @mirror stays. A
+ * reference keeps no release away: @mirror may be released at any time.
  *
- * Context: Any context.
+ * Context: Any context but NMI.
  * Return: @mirror.
  */
 struct hmm_mirror *hmm_mirror_get(struct hmm_mirror *mirror)
@@ -509,11 +686,14 @@ EXPORT_SYMBOL_GPL(hmm_mirror_get);
 
 /**
  * hmm_mirror_put() - Drop a reference on a mirror.
- * @mirror: A mirror that the caller took a reference on by hmm_mirror_get().
+ * @mirror: A mirror that the caller has a reference on.
  *
- * From this call on the caller may not touch @mirror.
+ * From this call on the caller may not touch @mirror. If it was the last reference
+ * after hmm_mirror_unregister_async(), ->free() is called soon, in a worker;
+ * hmm_synchronize() waits for that.
  *
- * Context: Any context. Never sleeps, takes no lock that a driver could hold.
+ * Context: Any context but NMI. Never sleeps, takes no lock that a driver could
+ * hold.
  */
 void hmm_mirror_put(struct hmm_mirror *mirror)
 {
@@ -554,7 +734,7 @@ static void hmm_unused(struct kref *kref)
 	hlist_del_init_rcu(&hmm->node);
 	spin_unlock(&bucket->lock);
 
-	queue_work(hmm_wq, &hmm->free_work);
+	queue_work(hmm_mm_wq, &hmm->free_work);
 }
 
 static void hmm_put(struct hmm *hmm)
@@ -580,6 +760,132 @@ static struct hmm *hmm_find(struct hmm_bucket *bucket, struct mm_struct *mm)
 	return NULL;
 }
 
+/*
+ * Releases
+ */
+
+static bool hmm_mirror_own(struct hmm_mirror *mirror,
+			   enum hmm_release_reason reason)
+{
+	return cmpxchg(&mirror->reason, HMM_RELEASE_NONE, reason) ==
+	       HMM_RELEASE_NONE;
+}
+
+/*
+ * hmm_synchronize() is to wait for the release of @mirror, whoever owns it: give
+ * the owner a step to end. If it has one, that was begun earlier and will do.
+ */
+static void hmm_mirror_due(struct hmm_mirror *mirror)
+{
+	int step = hmm_step_begin();
+
+	if (atomic_cmpxchg(&mirror->due, HMM_NOT_DUE, step) != HMM_NOT_DUE)
+		hmm_step_end(step);
+}
+
+/* Owner of the release only. Nobody finds @mirror any more afterwards. */
+static void hmm_mirror_unlink(struct hmm_mirror *mirror)
+{
+	struct hmm_device *device = mirror->device;
+	struct hmm *hmm = rcu_dereference_protected(mirror->hmm, true);
+
+	spin_lock(&device->lock);
+	list_move_tail(&mirror->device_node, &device->released);
+	spin_unlock(&device->lock);
+
+	spin_lock(&hmm->lock);
+	list_del_rcu(&mirror->node);
+	spin_unlock(&hmm->lock);
+	/*
+	 * No grace period is begun: one that is not expedited would be in the
+	 * way of the one that hmm_mirror_finish() expedites.
+	 */
+	mirror->unlink_gp = get_state_synchronize_srcu(&hmm_srcu);
+
+	RCU_INIT_POINTER(mirror->hmm, NULL);
+	/* Pairs with hmm_get() in hmm_mirror_link() */
+	hmm_put(hmm);
+}
+
+/*
+ * For the owner, who is a user and stays one until this returned: complete_all()
+ * may touch @mirror after the waiters it woke have gone.
+ */
+static void hmm_mirror_release(struct hmm_mirror *mirror)
+{
+	struct hmm_device *device = mirror->device;
+	struct hmm_callback callback;
+	ktime_t start = ktime_get();
+	int step;
+
+	hmm_point(HMM_POINT_RELEASE_OWNED, mirror);
+	hmm_callback_enter(&callback, device, "->release()");
+	device->ops->release(mirror);
+	hmm_callback_exit(&callback);
+	hmm_point(HMM_POINT_RELEASE_RETURNED, mirror);
+	trace_hmm_release(device->name, mirror, mirror->mm, mirror->reason,
+			  ktime_to_ns(ktime_sub(ktime_get(), start)));
+
+	hmm_mirror_unlink(mirror);
+	complete_all(&mirror->released);
+	step = atomic_xchg(&mirror->due, HMM_RELEASED);
+	if (step >= 0)
+		hmm_step_end(step);
+}
+
+/* For the owner, who is a user; the work becomes one, and owner in its stead. */
+static void hmm_mirror_queue_release(struct hmm_mirror *mirror)
+{
+	refcount_inc(&mirror->users);
+	queue_work(hmm_wq, &mirror->work);
+}
+
+/*
+ * Returns when ->release() has, whoever owns the release. If that is the work and
+ * no worker has begun with it, runs it here. The caller is a user.
+ */
+static void hmm_mirror_settle(struct hmm_mirror *mirror)
+{
+	unsigned long start = jiffies;
+
+	hmm_point(HMM_POINT_RELEASE_WAIT, mirror);
+	do {
+		if (cancel_work(&mirror->work)) {
+			hmm_mirror_release(mirror);
+			/* Pairs with hmm_mirror_queue_release() */
+			hmm_mirror_unuse(mirror);
+			return;
+		}
+	} while (!hmm_wait_once(&mirror->released, start, mirror->device->name,
+				"->release()"));
+}
+
+/* The end of the last reference: nobody has or can find one. See below. */
+static void hmm_mirror_finish(struct hmm_mirror *mirror);
+
+/* A release that is queued, if there are users; else ->free(). */
+static void hmm_mirror_work(struct work_struct *work)
+{
+	struct hmm_mirror *mirror = container_of(work, struct hmm_mirror, work);
+	int step;
+
+	if (refcount_read(&mirror->users)) {
+		hmm_mirror_release(mirror);
+		/* Pairs with hmm_mirror_queue_release() */
+		hmm_mirror_unuse(mirror);
+	} else {
+		/* Pairs with hmm_mirror_queue_free() */
+		step = mirror->step;
+		hmm_mirror_finish(mirror);
+		hmm_step_end(step);
+	}
+}
+
+/*
+ * mm exit
+ */
+
+/* The caller becomes a user. */
 static struct hmm_mirror *hmm_first_mirror(struct hmm *hmm)
 {
 	struct hmm_mirror *mirror, *found = NULL;
@@ -588,8 +894,7 @@ static struct hmm_mirror *hmm_first_mirror(struct hmm *hmm)
 	idx = srcu_read_lock(&hmm_srcu);
 	list_for_each_entry_srcu(mirror, &hmm->mirrors, node,
 				 srcu_read_lock_held(&hmm_srcu)) {
-		hmm_point(HMM_POINT_EXIT_WALK, mirror);
-		if (kref_get_unless_zero(&mirror->kref)) {
+		if (hmm_mirror_use(mirror)) {
 			found = mirror;
 			break;
 		}
@@ -600,68 +905,56 @@ static struct hmm_mirror *hmm_first_mirror(struct hmm *hmm)
 }
 
 /*
- * Owner of the release only. No grace period is begun: one that is not expedited
- * would be in the way of the one that hmm_mirror_unregister() expedites. A mirror
- * that lives on for a while after exit may find that others saw to it.
+ * Own all releases that nobody owns yet, and have them run side by side. The first
+ * is returned, for the caller to run, who is its user.
  */
-static void hmm_mirror_unlink(struct hmm_mirror *mirror)
+static struct hmm_mirror *hmm_mm_exit_begin(struct hmm *hmm)
 {
-	struct hmm *hmm = mirror->hmm;
+	struct hmm_mirror *mirror, *first = NULL;
+	int idx;
 
-	spin_lock(&hmm->lock);
-	list_del_rcu(&mirror->node);
-	spin_unlock(&hmm->lock);
-	mirror->unlink_gp = get_state_synchronize_srcu(&hmm_srcu);
-
-	mirror->hmm = NULL;
-	/* Pairs with hmm_get() in hmm_mirror_register() */
-	hmm_put(hmm);
-}
-
-/*
- * Returns when ->release() has, whoever ran it. The caller has a reference and
- * keeps it until this returned: complete_all() may touch @mirror after the waiters
- * it woke have gone.
- */
-static void hmm_mirror_release(struct hmm_mirror *mirror,
-			       enum hmm_release_reason reason)
-{
-	struct hmm_device *device = mirror->device;
-	struct hmm_callback callback;
-
-	if (cmpxchg(&mirror->reason, HMM_RELEASE_NONE, reason) !=
-	    HMM_RELEASE_NONE) {
-		hmm_point(HMM_POINT_RELEASE_WAIT, mirror);
-		hmm_wait(&mirror->released, device->name, "->release()");
-		return;
+	idx = srcu_read_lock(&hmm_srcu);
+	list_for_each_entry_srcu(mirror, &hmm->mirrors, node,
+				 srcu_read_lock_held(&hmm_srcu)) {
+		hmm_point(HMM_POINT_EXIT_WALK, mirror);
+		if (!hmm_mirror_use(mirror))
+			continue;
+		hmm_point(HMM_POINT_EXIT_FOUND, mirror);
+		if (hmm_mirror_own(mirror, HMM_RELEASE_MM_EXIT)) {
+			if (!first) {
+				first = mirror;
+				continue;
+			}
+			hmm_mirror_queue_release(mirror);
+		}
+		hmm_mirror_unuse(mirror);
 	}
+	srcu_read_unlock(&hmm_srcu, idx);
 
-	hmm_point(HMM_POINT_RELEASE_OWNED, mirror);
-	hmm_callback_enter(&callback, device);
-	device->ops->release(mirror);
-	hmm_callback_exit(&callback, device);
-	hmm_point(HMM_POINT_RELEASE_RETURNED, mirror);
-
-	hmm_mirror_unlink(mirror);
-	complete_all(&mirror->released);
+	return first;
 }
 
 /*
  * Removal path B. mm_users is zero: no mirror is added any more, see
- * hmm_mirror_register(). Each turn unlinks the mirror that it found, or waits for
- * who does. The notifier, and with it @hmm, stays until this returned:
- * mmu_interval_notifier_remove() in hmm_free_work() waits for that.
+ * hmm_mirror_register(). Each turn of the loop sees one unlinked. The notifier, and
+ * with it @hmm, stays until this returned: mmu_interval_notifier_remove() in
+ * hmm_free_work() waits for that.
  */
 static void hmm_mm_exit(struct hmm *hmm)
 {
 	struct hmm_mirror *mirror;
 
-	while ((mirror = hmm_first_mirror(hmm))) {
-		hmm_point(HMM_POINT_EXIT_FOUND, mirror);
-		hmm_mirror_release(mirror, HMM_RELEASE_MM_EXIT);
+	mirror = hmm_mm_exit_begin(hmm);
+	if (mirror) {
+		hmm_mirror_release(mirror);
 		hmm_point(HMM_POINT_EXIT_DONE, mirror);
-		/* Pairs with the get in hmm_first_mirror() */
-		hmm_mirror_put(mirror);
+		hmm_mirror_unuse(mirror);
+	}
+
+	while ((mirror = hmm_first_mirror(hmm))) {
+		hmm_mirror_settle(mirror);
+		hmm_point(HMM_POINT_EXIT_DONE, mirror);
+		hmm_mirror_unuse(mirror);
 	}
 }
 
@@ -757,8 +1050,9 @@ static struct hmm *hmm_get(struct mm_struct *mm)
  */
 
 /*
- * Nobody has a reference and nobody can find @mirror. The device goes last: with
- * its reference dropped, the module of the driver may be unloaded.
+ * Nobody has a reference, and once the grace period is over nobody looks whether
+ * there is a user. The device goes last: with its reference dropped, the module of
+ * the driver may be unloaded.
  */
 static void hmm_mirror_finish(struct hmm_mirror *mirror)
 {
@@ -766,55 +1060,93 @@ static void hmm_mirror_finish(struct hmm_mirror *mirror)
 	struct mm_struct *mm = mirror->mm;
 	struct hmm_callback callback;
 
+	if (!poll_state_synchronize_srcu(&hmm_srcu, mirror->unlink_gp))
+		synchronize_srcu_expedited(&hmm_srcu);
+
+	spin_lock(&device->lock);
+	list_del(&mirror->device_node);
+	spin_unlock(&device->lock);
+	trace_hmm_free(device->name, mirror, mm);
+
 	mirror->mm = NULL;
 	/* Pairs with the cmpxchg() in hmm_mirror_register() */
 	smp_store_release(&mirror->device, NULL);
 	if (device->ops->free) {
-		hmm_callback_enter(&callback, device);
+		hmm_callback_enter(&callback, device, "->free()");
 		device->ops->free(mirror);
-		hmm_callback_exit(&callback, device);
+		hmm_callback_exit(&callback);
 	}
 
-	/* Pairs with the mmgrab() in hmm_mirror_register() */
+	/* Pairs with the mmgrab() in hmm_mirror_link() */
 	mmdrop(mm);
 	hmm_count(mirrors, -1);
 	hmm_point(HMM_POINT_DEVICE_PUT, NULL);
 	hmm_device_put(device);
 }
 
-/* The caller has mm_users, a reference on @device, and owns @mirror. */
-static int hmm_mirror_link(struct hmm_mirror *mirror, struct hmm_device *device,
-			   struct mm_struct *mm)
+static void hmm_mirror_init(struct hmm_mirror *mirror, struct mm_struct *mm,
+			    struct hmm *hmm)
 {
-	struct hmm *hmm;
-	int ret;
-
-	hmm = hmm_get(mm);
-	if (IS_ERR(hmm))
-		return PTR_ERR(hmm);
-
-	hmm_point(HMM_POINT_REGISTER_ARMED, mirror);
-	ret = hmm_device_link(device, mirror);
-	if (ret) {
-		hmm_put(hmm);
-		return ret;
-	}
-
 	/* Pairs with the mmdrop() in hmm_mirror_finish() */
 	mmgrab(mm);
 	mirror->mm = mm;
-	mirror->hmm = hmm;
+	RCU_INIT_POINTER(mirror->hmm, hmm);
+	mirror->since = jiffies;
+	mirror->async = false;
 	mirror->unused = NULL;
 	kref_init(&mirror->kref);
+	refcount_set(&mirror->users, 1);
+	atomic_set(&mirror->due, HMM_NOT_DUE);
 	init_completion(&mirror->released);
+	INIT_WORK(&mirror->work, hmm_mirror_work);
 	WRITE_ONCE(mirror->reason, HMM_RELEASE_NONE);
-	hmm_count(mirrors, 1);
-	/* From here on mm exit finds it */
-	spin_lock(&hmm->lock);
-	list_add_tail_rcu(&mirror->node, &hmm->mirrors);
-	spin_unlock(&hmm->lock);
+}
 
-	return 0;
+/* From here on mm exit and unplug find it, and hmm_device_unregister() is -EBUSY. */
+static int hmm_mirror_link(struct hmm_mirror *mirror, struct hmm_device *device,
+			   struct mm_struct *mm, struct hmm *hmm)
+{
+	int ret = 0;
+
+	spin_lock(&device->lock);
+	if (device->state != HMM_DEVICE_REGISTERED) {
+		ret = -ENODEV;
+	} else if (device->nr_registered == HMM_DEVICE_MAX_MIRRORS) {
+		ret = -EOVERFLOW;
+	} else {
+		hmm_mirror_init(mirror, mm, hmm);
+		device->nr_registered++;
+		mirror->registered = true;
+		list_add_tail(&mirror->device_node, &device->mirrors);
+		spin_lock(&hmm->lock);
+		list_add_tail_rcu(&mirror->node, &hmm->mirrors);
+		spin_unlock(&hmm->lock);
+		hmm_count(mirrors, 1);
+		trace_hmm_register(device->name, mirror, mm);
+	}
+	spin_unlock(&device->lock);
+
+	return ret;
+}
+
+/* The other end of hmm_mirror_link(). NULL if @mirror is not registered. */
+static struct hmm_device *hmm_mirror_deregister(struct hmm_mirror *mirror)
+{
+	struct hmm_device *device = READ_ONCE(mirror->device);
+	bool registered;
+
+	if (!device)
+		return NULL;
+
+	spin_lock(&device->lock);
+	registered = mirror->registered;
+	if (registered) {
+		mirror->registered = false;
+		device->nr_registered--;
+	}
+	spin_unlock(&device->lock);
+
+	return registered ? device : NULL;
 }
 
 /**
@@ -824,11 +1156,12 @@ static int hmm_mirror_link(struct hmm_mirror *mirror, struct hmm_device *device,
  * @mm: Any address space that the caller has mm_count of: current->mm, or that
  *	of another process.
  *
- * Once this returns 0, @mirror is registered: until hmm_mirror_unregister() is
- * called, its mm_count reference keeps @mm from being freed (not from exiting:
- * mm_users is not held), and hmm_device_unregister() of @device fails. From any
- * time on that this runs, ->release() may: the process may die at once. That
- * does not end the registration.
+ * Once this returns 0, @mirror is registered: until hmm_mirror_unregister() or
+ * hmm_mirror_unregister_async() is called, its mm_count reference keeps @mm from
+ * being freed (not from exiting: mm_users is not held), and
+ * hmm_device_unregister() of @device fails. From any time on that this runs,
+ * ->release() may: the process may die at once. That does not end the
+ * registration.
  *
  * A mirror belongs to @mm alone. A child that the process forks has none, and
  * exec ends the address space like exit does. Several mirrors of one device on
@@ -854,6 +1187,7 @@ static int hmm_mirror_link(struct hmm_mirror *mirror, struct hmm_device *device,
 int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm_device *device,
 			struct mm_struct *mm)
 {
+	struct hmm *hmm;
 	int ret;
 
 	might_sleep();
@@ -874,7 +1208,14 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm_device *device,
 	ret = -ESRCH;
 	if (!mmget_not_zero(mm))
 		goto out_put_device;
-	ret = hmm_mirror_link(mirror, device, mm);
+	hmm = hmm_get(mm);
+	ret = PTR_ERR_OR_ZERO(hmm);
+	if (!ret) {
+		hmm_point(HMM_POINT_REGISTER_ARMED, mirror);
+		ret = hmm_mirror_link(mirror, device, mm, hmm);
+		if (ret)
+			hmm_put(hmm);
+	}
 	/*
 	 * Not mmput(): if this is the last user, exit must not run here, where
 	 * the caller may hold what ->release() needs.
@@ -886,6 +1227,7 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm_device *device,
 out_put_device:
 	hmm_device_put(device);
 out_disown:
+	/* Pairs with the cmpxchg() above */
 	smp_store_release(&mirror->device, NULL);
 	return ret;
 }
@@ -922,34 +1264,125 @@ void hmm_mirror_unregister(struct hmm_mirror *mirror)
 {
 	DECLARE_COMPLETION_ONSTACK(unused);
 	struct hmm_device *device;
+	ktime_t start = ktime_get();
 
 	might_sleep();
 	if (WARN_ONCE(hmm_in_callback(),
-		      "hmm_mirror_unregister() in a callback of HMM\n"))
+		      "%s() in a callback of HMM\n", __func__))
 		return;
-	device = hmm_device_unlink(mirror);
+	device = hmm_mirror_deregister(mirror);
 	if (WARN_ONCE(!device,
-		      "hmm_mirror_unregister() of an unregistered mirror\n"))
+		      "%s() of an unregistered mirror\n", __func__))
 		return;
 	hmm_callback_might_wait(device);
 
-	hmm_mirror_release(mirror, HMM_RELEASE_UNREGISTER);
+	if (hmm_mirror_own(mirror, HMM_RELEASE_UNREGISTER))
+		hmm_mirror_release(mirror);
+	else
+		hmm_mirror_settle(mirror);
 
 	mirror->unused = &unused;
 	hmm_point(HMM_POINT_UNREGISTER_WAIT, mirror);
-	/* Pairs with the kref_init() in hmm_mirror_link() */
-	hmm_mirror_put(mirror);
+	/* Pairs with the refcount_set() in hmm_mirror_init() */
+	hmm_mirror_unuse(mirror);
 	hmm_wait(&unused, device->name, "references to a mirror");
-
-	/*
-	 * A walk of hmm_first_mirror() that began before the unlink may still
-	 * look at the reference count, to find it zero.
-	 */
-	if (!poll_state_synchronize_srcu(&hmm_srcu, mirror->unlink_gp))
-		synchronize_srcu_expedited(&hmm_srcu);
+	trace_hmm_unregister(device->name, mirror, mirror->mm,
+			     ktime_to_ns(ktime_sub(ktime_get(), start)));
 	hmm_mirror_finish(mirror);
 }
 EXPORT_SYMBOL_GPL(hmm_mirror_unregister);
+
+/**
+ * hmm_mirror_unregister_async() - Release and free a mirror, without waiting.
+ * @mirror: A registered mirror of a device that has ->free().
+ *
+ * ->release() is called soon, in a worker, if it was not before; and ->free()
+ * after it returned and every reference of hmm_mirror_get() was dropped. From this
+ * call on the caller may not touch @mirror, unless it has a reference. @mirror no
+ * longer keeps hmm_device_unregister() from succeeding, which waits for ->free().
+ *
+ * hmm_synchronize() waits for the callbacks. Calling this twice, for a mirror that
+ * is not registered or for one whose device has no ->free() does nothing, and
+ * warns, once a boot.
+ *
+ * Context: Process context, callbacks of HMM and of mmu_notifier included, under
+ * whatever locks. Does not sleep.
+ */
+void hmm_mirror_unregister_async(struct hmm_mirror *mirror)
+{
+	struct hmm_device *device = READ_ONCE(mirror->device);
+
+	if (WARN_ONCE(device && !device->ops->free,
+		      "%s() on a device without ->free()\n", __func__))
+		return;
+	device = hmm_mirror_deregister(mirror);
+	if (WARN_ONCE(!device,
+		      "%s() of an unregistered mirror\n", __func__))
+		return;
+
+	trace_hmm_unregister(device->name, mirror, mirror->mm, 0);
+	mirror->step = hmm_step_begin();
+	mirror->async = true;
+	if (hmm_mirror_own(mirror, HMM_RELEASE_UNREGISTER))
+		hmm_mirror_queue_release(mirror);
+	/* Pairs with the refcount_set() in hmm_mirror_init() */
+	hmm_mirror_unuse(mirror);
+}
+EXPORT_SYMBOL_GPL(hmm_mirror_unregister_async);
+
+/**
+ * hmm_mirror_kill() - Release a mirror whose device failed.
+ * @mirror: A mirror that the caller has a reference on, or that is registered and
+ *	cannot be unregistered meanwhile.
+ *
+ * ->release() is called soon, in a worker, with reason %HMM_RELEASE_ERROR, unless
+ * something else was quicker to release @mirror. @mirror stays registered.
+ * hmm_synchronize() waits for ->release().
+ *
+ * Context: Any context but NMI. Does not sleep.
+ */
+void hmm_mirror_kill(struct hmm_mirror *mirror)
+{
+	bool owner;
+
+	/* No user: unregistered, so released */
+	if (!hmm_mirror_use(mirror))
+		return;
+	owner = hmm_mirror_own(mirror, HMM_RELEASE_ERROR);
+	hmm_mirror_due(mirror);
+	if (owner)
+		hmm_mirror_queue_release(mirror);
+	hmm_mirror_unuse(mirror);
+}
+EXPORT_SYMBOL_GPL(hmm_mirror_kill);
+
+/**
+ * hmm_synchronize() - Wait for what other calls left to workers.
+ *
+ * Once this returns, every ->release() and ->free() has returned that was due
+ * because of an hmm_mirror_unregister_async(), an hmm_mirror_kill() or a last
+ * hmm_mirror_put() which returned before this was called, also if mm exit or
+ * hmm_device_unplug() did the release. It does not wait for a ->free() that a
+ * reference of a driver still keeps away, nor for steps that begin later. It is a
+ * barrier for callbacks, not only a grace period: a driver may call it before its
+ * module is unloaded. But hmm_device_unregister() waits for the callbacks of its
+ * device all by itself.
+ *
+ * Context: Process context. May sleep. The caller may hold no lock that a callback
+ * of any device takes or waits for; lockdep knows. In a callback this does nothing,
+ * and warns, once a boot.
+ */
+void hmm_synchronize(void)
+{
+	might_sleep();
+	if (WARN_ONCE(hmm_in_callback(),
+		      "%s() in a callback of HMM\n", __func__))
+		return;
+	lock_map_acquire(&hmm_callback_map);
+	lock_map_release(&hmm_callback_map);
+	synchronize_srcu_expedited(&hmm_steps);
+}
+EXPORT_SYMBOL_GPL(hmm_synchronize);
 
 /**
  * hmm_mirror_release_reason() - Why a mirror was released.
@@ -969,6 +1402,126 @@ hmm_mirror_release_reason(const struct hmm_mirror *mirror)
 	return READ_ONCE(mirror->reason);
 }
 EXPORT_SYMBOL_GPL(hmm_mirror_release_reason);
+
+/**
+ * hmm_mirror_find() - Find the mirror of an address space on a device.
+ * @device: A device that stays registered meanwhile.
+ * @mm: An address space that the caller has mm_count of.
+ *
+ * For drivers that get an address space or its PASID from a fault or from another
+ * process. If there are several mirrors any of them is returned. A mirror whose
+ * release has begun is not; one that is returned may be released at any time, but
+ * stays until its reference is dropped by hmm_mirror_put().
+ *
+ * Context: Any context but NMI and hard interrupts. Does not sleep. Takes no lock
+ * and writes nothing that other processes share.
+ * Return: The mirror with a reference, or NULL.
+ */
+struct hmm_mirror *hmm_mirror_find(struct hmm_device *device,
+				   struct mm_struct *mm)
+{
+	struct hmm_bucket *bucket = hmm_bucket_of(mm);
+	struct hmm_mirror *mirror, *found = NULL;
+	struct hmm *hmm;
+	int idx;
+
+	idx = srcu_read_lock(&hmm_srcu);
+	rcu_read_lock();
+	hlist_for_each_entry_rcu(hmm, &bucket->hmms, node) {
+		if (hmm->mm != mm)
+			continue;
+		list_for_each_entry_srcu(mirror, &hmm->mirrors, node,
+					 srcu_read_lock_held(&hmm_srcu)) {
+			if (READ_ONCE(mirror->device) != device ||
+			    READ_ONCE(mirror->reason) != HMM_RELEASE_NONE ||
+			    !kref_get_unless_zero(&mirror->kref))
+				continue;
+			found = mirror;
+			goto out;
+		}
+	}
+out:
+	rcu_read_unlock();
+	srcu_read_unlock(&hmm_srcu, idx);
+
+	return found;
+}
+EXPORT_SYMBOL_GPL(hmm_mirror_find);
+
+/**
+ * hmm_mirror_mm_get() - Pin the address space of a mirror.
+ * @mirror: A mirror that the caller has a reference on, or that is registered and
+ *	cannot be unregistered meanwhile.
+ *
+ * Once this returns true, the caller has mm_users of the address space until
+ * hmm_mirror_mm_put(): it can fault, and exit does not begin. For a worker, who has
+ * to drop it soon. This fails once the release of @mirror has begun, and once only
+ * pins like this one are left of mm_users: workers that pin in turn cannot keep
+ * the memory of a process that is gone.
+ *
+ * Context: Process context, also atomic. Does not sleep.
+ * Return: Whether the address space is pinned.
+ */
+bool hmm_mirror_mm_get(struct hmm_mirror *mirror)
+{
+	struct mm_struct *mm = mirror->mm;
+	struct hmm *hmm;
+	bool pinned;
+
+	rcu_read_lock();
+	hmm = rcu_dereference(mirror->hmm);
+	if (hmm && !kref_get_unless_zero(&hmm->kref))
+		hmm = NULL;
+	rcu_read_unlock();
+	if (!hmm)
+		return false;
+
+	/* The lock makes mm_pins and what they add to mm_users change as one */
+	spin_lock(&hmm->lock);
+	pinned = READ_ONCE(mirror->reason) == HMM_RELEASE_NONE &&
+		 atomic_read(&mm->mm_users) > hmm->mm_pins &&
+		 mmget_not_zero(mm);
+	if (pinned)
+		hmm->mm_pins++;
+	spin_unlock(&hmm->lock);
+
+	/* A pin keeps its reference: hmm_mirror_mm_put() finds @hmm by it */
+	if (!pinned)
+		hmm_put(hmm);
+	return pinned;
+}
+EXPORT_SYMBOL_GPL(hmm_mirror_mm_get);
+
+/**
+ * hmm_mirror_mm_put() - Unpin the address space of a mirror.
+ * @mirror: The mirror of a hmm_mirror_mm_get() that returned true. The caller still
+ *	has its reference, but @mirror may be released by now.
+ *
+ * If this drops the last of mm_users, exit and ->release() run in a worker: the
+ * caller may be one that ->release() waits for.
+ *
+ * Context: Process context, also atomic. Does not sleep.
+ */
+void hmm_mirror_mm_put(struct hmm_mirror *mirror)
+{
+	struct mm_struct *mm = mirror->mm;
+	struct hmm *hmm;
+
+	rcu_read_lock();
+	hmm = hmm_find(hmm_bucket_of(mm), mm);
+	rcu_read_unlock();
+	if (WARN_ONCE(!hmm, "%s() of what is not pinned\n", __func__))
+		return;
+
+	spin_lock(&hmm->lock);
+	hmm->mm_pins--;
+	mmput_async(mm);
+	spin_unlock(&hmm->lock);
+	hmm_put(hmm);
+	/* Pairs with the one that hmm_mirror_mm_get() kept */
+	hmm_put(hmm);
+}
+EXPORT_SYMBOL_GPL(hmm_mirror_mm_put);
 
 /*
  * Devices
@@ -992,9 +1545,14 @@ int __hmm_device_register(struct hmm_device *device,
 	device->name = name;
 	device->nr_registered = 0;
 	device->unused = NULL;
+	INIT_LIST_HEAD(&device->mirrors);
+	INIT_LIST_HEAD(&device->released);
 	spin_lock_init(&device->lock);
 	kref_init(&device->kref);
 	lockdep_init_map(&device->callback_map, "hmm_callback", key, 0);
+	spin_lock(&hmm_devices_lock);
+	list_add_tail(&device->node, &hmm_devices);
+	spin_unlock(&hmm_devices_lock);
 	hmm_count(devices, 1);
 	/* Pairs with the acquire in hmm_device_get() */
 	smp_store_release(&device->state, HMM_DEVICE_REGISTERED);
@@ -1003,13 +1561,86 @@ int __hmm_device_register(struct hmm_device *device,
 }
 EXPORT_SYMBOL_GPL(__hmm_device_register);
 
+/* Own all releases that nobody owns yet; none is added from here on. */
+static void hmm_device_unplug_begin(struct hmm_device *device)
+{
+	struct hmm_mirror *mirror;
+
+	spin_lock(&device->lock);
+	if (device->state == HMM_DEVICE_REGISTERED)
+		WRITE_ONCE(device->state, HMM_DEVICE_UNPLUGGED);
+	/* Who is on this list has a user, at least the owner of its release */
+	list_for_each_entry(mirror, &device->mirrors, device_node)
+		if (hmm_mirror_own(mirror, HMM_RELEASE_DEVICE_GONE))
+			hmm_mirror_queue_release(mirror);
+	spin_unlock(&device->lock);
+}
+
+/* The caller becomes a user. */
+static struct hmm_mirror *hmm_device_first_mirror(struct hmm_device *device)
+{
+	struct hmm_mirror *mirror;
+
+	spin_lock(&device->lock);
+	mirror = list_first_entry_or_null(&device->mirrors, struct hmm_mirror,
+					  device_node);
+	if (mirror)
+		refcount_inc(&mirror->users);
+	spin_unlock(&device->lock);
+
+	return mirror;
+}
+
+/**
+ * hmm_device_unplug() - Release all mirrors of a device that is gone.
+ * @device: A registered device.
+ *
+ * Once this returns, every ->release() of @device has returned, whoever ran it;
+ * those that this began had reason %HMM_RELEASE_DEVICE_GONE and ran side by side.
+ * No new mirror can be registered: hmm_mirror_register() fails with -ENODEV, until
+ * @device was unregistered and registered again. The mirrors stay registered until
+ * the driver unregisters them, and hmm_device_unregister() fails until then.
+ *
+ * May be called more than once. In a callback, or on a device that is not
+ * registered, this does nothing, and warns, once a boot.
+ *
+ * Context: Process context. May sleep. The caller may hold no lock that a callback
+ * of @device takes or waits for, nor mmap_lock; lockdep knows.
+ */
+void hmm_device_unplug(struct hmm_device *device)
+{
+	struct hmm_mirror *mirror;
+	ktime_t start = ktime_get();
+	unsigned int nr = 0;
+
+	might_sleep();
+	if (WARN_ONCE(hmm_in_callback(),
+		      "%s() in a callback of HMM\n", __func__))
+		return;
+	/* The lock is one only after registration */
+	if (WARN_ONCE(!hmm_device_is_there(device),
+		      "%s() of an unregistered device\n", __func__))
+		return;
+	hmm_callback_might_wait(device);
+
+	hmm_device_unplug_begin(device);
+	while ((mirror = hmm_device_first_mirror(device))) {
+		hmm_mirror_settle(mirror);
+		hmm_mirror_unuse(mirror);
+		nr++;
+	}
+	trace_hmm_unplug(device->name, nr,
+			 ktime_to_ns(ktime_sub(ktime_get(), start)));
+}
+EXPORT_SYMBOL_GPL(hmm_device_unplug);
+
 /* From here on no mirror is registered, and whoever is the last tells @unused. */
 static int hmm_device_close(struct hmm_device *device, struct completion *unused)
 {
 	int ret = 0;
 
 	spin_lock(&device->lock);
-	if (device->state != HMM_DEVICE_REGISTERED) {
+	if (!hmm_device_is_there(device)) {
 		ret = -EINVAL;
 	} else if (device->nr_registered) {
 		ret = -EBUSY;
@@ -1054,15 +1685,15 @@ int hmm_device_unregister(struct hmm_device *device)
 
 	might_sleep();
 	if (WARN_ONCE(hmm_in_callback(),
-		      "hmm_device_unregister() in a callback of HMM\n"))
+		      "%s() in a callback of HMM\n", __func__))
 		return -EBUSY;
 	/* The lock is one only after registration */
-	if (hmm_device_is_registered(device)) {
+	if (hmm_device_is_there(device)) {
 		hmm_callback_might_wait(device);
 		ret = hmm_device_close(device, &unused);
 	}
 	WARN_ONCE(ret == -EINVAL,
-		  "hmm_device_unregister() of an unregistered device\n");
+		  "%s() of an unregistered device\n", __func__);
 	if (ret)
 		return ret;
 
@@ -1071,12 +1702,107 @@ int hmm_device_unregister(struct hmm_device *device)
 	hmm_device_put(device);
 	hmm_wait(&unused, device->name, "mirrors that go");
 
+	spin_lock(&hmm_devices_lock);
+	list_del(&device->node);
+	spin_unlock(&hmm_devices_lock);
 	hmm_count(devices, -1);
 	/* Pairs with the cmpxchg() in __hmm_device_register() */
 	smp_store_release(&device->state, HMM_DEVICE_UNREGISTERED);
 	return 0;
 }
 EXPORT_SYMBOL_GPL(hmm_device_unregister);
+
+/*
+ * /sys/kernel/debug/hmm/
+ */
+
+static const char * const hmm_device_states[] = {
+	[HMM_DEVICE_UNREGISTERED] = "unregistered",
+	[HMM_DEVICE_CHANGING] = "going",
+	[HMM_DEVICE_REGISTERED] = "registered",
+	[HMM_DEVICE_UNPLUGGED] = "unplugged",
+};
+
+static const char * const hmm_reasons[] = {
+	[HMM_RELEASE_NONE] = "-",
+	[HMM_RELEASE_MM_EXIT] = "mm-exit",
+	[HMM_RELEASE_UNREGISTER] = "unregister",
+	[HMM_RELEASE_DEVICE_GONE] = "device-gone",
+	[HMM_RELEASE_ERROR] = "error",
+};
+
+static int hmm_debugfs_counts_show(struct seq_file *m, void *unused)
+{
+	struct hmm_counts sum;
+
+	hmm_counts_sum(&sum);
+	seq_printf(m, "devices %ld\nmirrors %ld\naddress_spaces %ld\n",
+		   sum.devices, sum.mirrors, sum.hmms);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(hmm_debugfs_counts);
+
+static int hmm_debugfs_devices_show(struct seq_file *m, void *unused)
+{
+	struct hmm_device *device;
+
+	seq_puts(m, "device state registered references\n");
+	spin_lock(&hmm_devices_lock);
+	list_for_each_entry(device, &hmm_devices, node)
+		seq_printf(m, "%s %s %u %u\n", device->name,
+			   hmm_device_states[READ_ONCE(device->state)],
+			   READ_ONCE(device->nr_registered),
+			   kref_read(&device->kref));
+	spin_unlock(&hmm_devices_lock);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(hmm_debugfs_devices);
+
+static void hmm_debugfs_mirrors_of(struct seq_file *m, struct hmm_device *device,
+				   struct list_head *mirrors, bool released)
+{
+	struct hmm_mirror *mirror;
+
+	list_for_each_entry(mirror, mirrors, device_node) {
+		enum hmm_release_reason reason = READ_ONCE(mirror->reason);
+
+		seq_printf(m, "%s %p %p %s %s %s %u %lu\n", device->name, mirror,
+			   mirror->mm,
+			   mirror->registered ? "registered" : "unregistered",
+			   released ? "released" :
+			   reason == HMM_RELEASE_NONE ? "live" : "releasing",
+			   hmm_reasons[reason], kref_read(&mirror->kref),
+			   (jiffies - mirror->since) / HZ);
+	}
+}
+
+static int hmm_debugfs_mirrors_show(struct seq_file *m, void *unused)
+{
+	struct hmm_device *device;
+
+	seq_puts(m, "device mirror mm registration state reason references age_s\n");
+	spin_lock(&hmm_devices_lock);
+	list_for_each_entry(device, &hmm_devices, node) {
+		spin_lock(&device->lock);
+		hmm_debugfs_mirrors_of(m, device, &device->mirrors, false);
+		hmm_debugfs_mirrors_of(m, device, &device->released, true);
+		spin_unlock(&device->lock);
+	}
+	spin_unlock(&hmm_devices_lock);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(hmm_debugfs_mirrors);
+
+static void __init hmm_debugfs_init(void)
+{
+	hmm_debugfs = debugfs_create_dir("hmm", NULL);
+	debugfs_create_file("counts", 0400, hmm_debugfs, NULL,
+			    &hmm_debugfs_counts_fops);
+	debugfs_create_file("devices", 0400, hmm_debugfs, NULL,
+			    &hmm_debugfs_devices_fops);
+	debugfs_create_file("mirrors", 0400, hmm_debugfs, NULL,
+			    &hmm_debugfs_mirrors_fops);
+}
 
 static int __init hmm_init(void)
 {
@@ -1087,18 +1813,34 @@ static int __init hmm_init(void)
 	for (i = 0; i < ARRAY_SIZE(hmm_tasks); i++)
 		spin_lock_init(&hmm_tasks[i].lock);
 
-	/* Unbound: a removal may wait for as long as an exit takes */
-	hmm_wq = alloc_workqueue("hmm", WQ_UNBOUND, 0);
-	return hmm_wq ? 0 : -ENOMEM;
+	/*
+	 * Unbound, as callbacks may sleep for long; as many at once as can be.
+	 * Not WQ_MEM_RECLAIM: a callback that flushes an ordinary queue would be
+	 * warned of, and who needs memory back runs its releases itself.
+	 */
+	hmm_mm_wq = alloc_workqueue("hmm_mm", WQ_UNBOUND, 0);
+	if (!hmm_mm_wq)
+		return -ENOMEM;
+	hmm_wq = alloc_workqueue("hmm", WQ_UNBOUND, WQ_MAX_ACTIVE);
+	if (!hmm_wq) {
+		destroy_workqueue(hmm_mm_wq);
+		return -ENOMEM;
+	}
+	hmm_debugfs_init();
+	return 0;
 }
 
 /*
  * Drivers are gone, and with them all mirrors; what is left of their address
  * spaces may be on its way. Once a notifier is removed, exit has left this module.
+ * A worker may just have ended the step that a driver waited for.
  */
 static void __exit hmm_exit(void)
 {
+	debugfs_remove_recursive(hmm_debugfs);
 	destroy_workqueue(hmm_wq);
+	cancel_delayed_work_sync(&hmm_watch);
+	destroy_workqueue(hmm_mm_wq);
 }
 
 subsys_initcall(hmm_init);

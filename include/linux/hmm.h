@@ -10,8 +10,9 @@
  *	hmm_mirror_register(&context->mirror, &gpu->hmm, current->mm);
  *
  * HMM then calls ->release() exactly once, before the pages of the address space
- * are freed: when its last user goes (exit, exec, OOM kill), or when the driver
- * calls hmm_mirror_unregister(), whichever comes first. The driver stops the
+ * are freed: when its last user goes (exit, exec, OOM kill), when the driver
+ * unregisters the mirror, or when the device goes or fails, whichever comes first.
+ * The driver stops the
  * device there. It frees the context in the line after hmm_mirror_unregister()
  * returned and the device in the line after hmm_device_unregister() returned 0:
  * whom of HMM there is to wait for, these have waited for.
@@ -24,13 +25,16 @@
 #ifndef _LINUX_HMM_DEVICE_H
 #define _LINUX_HMM_DEVICE_H
 
+#include <linux/atomic.h>
 #include <linux/completion.h>
 #include <linux/hmm_range.h>
 #include <linux/kref.h>
 #include <linux/list.h>
 #include <linux/lockdep.h>
+#include <linux/refcount.h>
 #include <linux/spinlock.h>
 #include <linux/types.h>
+#include <linux/workqueue.h>
 
 struct hmm;
 struct hmm_mirror;
@@ -41,12 +45,17 @@ struct mm_struct;
  * @HMM_RELEASE_NONE: It was not: the mirror is live.
  * @HMM_RELEASE_MM_EXIT: The last user of the address space went: exit, exec or
  *	OOM kill.
- * @HMM_RELEASE_UNREGISTER: hmm_mirror_unregister() came first.
+ * @HMM_RELEASE_UNREGISTER: hmm_mirror_unregister() came first, or
+ *	hmm_mirror_unregister_async().
+ * @HMM_RELEASE_DEVICE_GONE: hmm_device_unplug().
+ * @HMM_RELEASE_ERROR: hmm_mirror_kill(): the device failed this mirror.
  */
 enum hmm_release_reason {
 	HMM_RELEASE_NONE,
 	HMM_RELEASE_MM_EXIT,
 	HMM_RELEASE_UNREGISTER,
+	HMM_RELEASE_DEVICE_GONE,
+	HMM_RELEASE_ERROR,
 };
 
 /**
@@ -55,20 +64,24 @@ enum hmm_release_reason {
  *	the mirror no more. Required. Called exactly once for each registration,
  *	never concurrently with itself for one mirror, and before any page of
  *	the address space is freed by its exit. hmm_mirror_release_reason() tells
- *	why. May sleep, wait for workers and take locks of the driver. When the
- *	address space exits it runs in the task that dropped the last mm_users,
- *	which may be a kernel thread: do not use current->mm. Until it returns
+ *	why. May sleep, wait for workers, take locks of the driver, and call
+ *	hmm_mirror_unregister_async(), hmm_mirror_kill() and hmm_mirror_put().
+ *	Those of several mirrors of one process or device run side by side. It
+ *	runs in the task that exits or unregisters, or in a worker: do not use
+ *	current->mm. Until it returns
  *	exit counts as an invalidation of the whole address space: it must not
  *	call mmu_interval_notifier_remove() for that, nor wait for anyone who
  *	does, or who calls mmu_interval_read_begin() without mm_users.
  * @free: The last reference to the mirror is gone, and HMM will not touch it
- *	again: free the memory. Optional; without it the
- *	memory belongs to the caller of hmm_mirror_unregister() again. Called
- *	once, after @release returned, in process context; may sleep.
+ *	again: free the memory. Needed for hmm_mirror_unregister_async();
+ *	without it the memory belongs to the caller of hmm_mirror_unregister()
+ *	again. Called once, after @release returned, in process context; may
+ *	sleep.
  *
  * HMM holds none of its locks over either callback. Neither may call
- * hmm_mirror_unregister() or hmm_device_unregister(), of whatever mirror or
- * device: that would wait for the caller itself. It is reported and refused.
+ * hmm_mirror_unregister(), hmm_device_unplug(), hmm_device_unregister() or
+ * hmm_synchronize(), of whatever mirror or device: that would wait for the caller
+ * itself. It is reported and refused.
  */
 struct hmm_device_ops {
 	void (*release)(struct hmm_mirror *mirror);
@@ -87,7 +100,10 @@ struct hmm_device {
 	const char *name;
 	unsigned int state;
 	unsigned int nr_registered;
-	spinlock_t lock;
+	spinlock_t lock;		/* the lists, nr_registered, state */
+	struct list_head mirrors;
+	struct list_head released;
+	struct list_head node;
 	struct kref kref;
 	struct completion *unused;
 	struct lockdep_map callback_map;
@@ -103,14 +119,21 @@ struct hmm_mirror {
 	/* private: "Field protection" in mm/hmm.c */
 	struct hmm_device *device;
 	struct mm_struct *mm;
-	struct hmm *hmm;
+	struct hmm __rcu *hmm;
 	struct list_head node;
+	struct list_head device_node;
 	struct kref kref;
+	refcount_t users;
 	bool registered;
+	bool async;
+	int step;
+	atomic_t due;
 	enum hmm_release_reason reason;
 	unsigned long unlink_gp;
+	unsigned long since;
 	struct completion released;
 	struct completion *unused;
+	struct work_struct work;
 };
 
 int __hmm_device_register(struct hmm_device *device,
@@ -141,13 +164,21 @@ int __hmm_device_register(struct hmm_device *device,
 })
 
 int hmm_device_unregister(struct hmm_device *device);
+void hmm_device_unplug(struct hmm_device *device);
 
 int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm_device *device,
 			struct mm_struct *mm);
 void hmm_mirror_unregister(struct hmm_mirror *mirror);
+void hmm_mirror_unregister_async(struct hmm_mirror *mirror);
+void hmm_mirror_kill(struct hmm_mirror *mirror);
 struct hmm_mirror *hmm_mirror_get(struct hmm_mirror *mirror);
 void hmm_mirror_put(struct hmm_mirror *mirror);
+struct hmm_mirror *hmm_mirror_find(struct hmm_device *device,
+				   struct mm_struct *mm);
 enum hmm_release_reason
 hmm_mirror_release_reason(const struct hmm_mirror *mirror);
+bool hmm_mirror_mm_get(struct hmm_mirror *mirror);
+void hmm_mirror_mm_put(struct hmm_mirror *mirror);
+void hmm_synchronize(void);
 
 #endif /* _LINUX_HMM_DEVICE_H */

@@ -21,15 +21,15 @@ struct hmm_mirror;
  *	struct hmm of its own; another thread may have been quicker.
  * @HMM_POINT_REGISTER_ARMED: hmm_mirror_register() hears of the exit of the
  *	mm; the mirror is not linked yet.
- * @HMM_POINT_EXIT_WALK: mm exit looks at the mirror under hmm_srcu, and has no
- *	reference yet.
- * @HMM_POINT_EXIT_FOUND: mm exit holds a reference to the mirror, and has not
- *	tried to own its release.
+ * @HMM_POINT_EXIT_WALK: mm exit looks at the mirror under hmm_srcu, and is no user
+ *	of it yet.
+ * @HMM_POINT_EXIT_FOUND: mm exit is a user of the mirror, and has not tried to own
+ *	its release.
  * @HMM_POINT_RELEASE_OWNED: This thread owns the release; ->release() is next.
  * @HMM_POINT_RELEASE_RETURNED: ->release() returned; the mirror is still linked.
  * @HMM_POINT_RELEASE_WAIT: This thread lost the release and waits for its owner
  *	next.
- * @HMM_POINT_EXIT_DONE: mm exit is done with the mirror but for its reference.
+ * @HMM_POINT_EXIT_DONE: mm exit is done with the mirror, but still a user of it.
  * @HMM_POINT_UNREGISTER_WAIT: hmm_mirror_unregister() waits for the other
  *	references next.
  * @HMM_POINT_DEVICE_WAIT: hmm_device_unregister() takes no more mirrors, and
@@ -71,5 +71,6 @@ typedef void (*hmm_test_hook)(enum hmm_test_point point,
 int hmm_test_set_hook(hmm_test_hook hook);
 void hmm_test_clear_hook(void);
 void hmm_test_quiesce(struct hmm_test_counts *counts);
+void hmm_test_set_workers(int max);
 
 #endif /* _LINUX_HMM_TEST_H */
