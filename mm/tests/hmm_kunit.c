@@ -18,6 +18,7 @@
 #include <linux/completion.h>
 #include <linux/hmm.h>
 #include <linux/hmm_test.h>
+#include <linux/irq_work.h>
 #include <linux/jiffies.h>
 #include <linux/kthread.h>
 #include <linux/mm.h>
@@ -25,6 +26,7 @@
 #include <linux/mmu_notifier.h>
 #include <linux/module.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/workqueue.h>
 
@@ -63,17 +65,28 @@ struct gpu_context {
 	atomic_t nr_free;
 	bool overlapped;
 	bool free_before_release;
-	bool misuse;
-	struct gpu *misuse_gpu;
-	int misuse_ret;
 	enum hmm_release_reason reason;
+	/* What ->release() does besides, if anything */
+	void (*in_release)(struct gpu_context *context);
+	struct gpu_context *other;
+	struct gpu *gpu;
+	struct completion came;
+	bool worked;
+	int ret;
+};
+
+struct scene {
+	struct gpu *gpu;
+	struct mm_struct *mm;
+	struct gpu_context *context;
+	int path;
 };
 
 struct job {
 	struct work_struct work;
 	void (*fn)(void *arg);
 	void *arg;
-	int ret;
+	struct scene scene;
 	struct completion done;
 };
 
@@ -192,11 +205,8 @@ static void gpu_release(struct hmm_mirror *mirror)
 	if (atomic_read(&context->nr_free))
 		context->free_before_release = true;
 	context->reason = hmm_mirror_release_reason(mirror);
-	if (context->misuse) {
-		hmm_mirror_unregister(mirror);
-		context->misuse_ret =
-			hmm_device_unregister(&context->misuse_gpu->hmm);
-	}
+	if (context->in_release)
+		context->in_release(context);
 	gate_pass(GATE_IN_RELEASE);
 	atomic_dec(&context->nr_running);
 	atomic_inc(&context->nr_release);
@@ -251,6 +261,7 @@ static struct gpu_context *context_new(struct kunit *test)
 	struct gpu_context *context = kzalloc(sizeof(*context), GFP_KERNEL);
 
 	KUNIT_ASSERT_NOT_NULL(test, context);
+	init_completion(&context->came);
 	return context;
 }
 
@@ -259,6 +270,7 @@ static struct gpu_context *context_register(struct kunit *test, struct gpu *gpu,
 {
 	struct gpu_context *context = context_new(test);
 
+	context->gpu = gpu;
 	KUNIT_ASSERT_EQ(test, hmm_mirror_register(&context->mirror, &gpu->hmm,
 						  mm), 0);
 	return context;
@@ -963,8 +975,681 @@ static void hmm_exit_against_unregister_many_times(struct kunit *test)
 }
 
 /*
+ * Every way to release, and what they are to each other
+ */
+
+/*
+ * Who may release a mirror, and how it is brought to begin. Each is held in
+ * ->release() by the test that wants it so.
+ */
+struct release_path {
+	const char *name;
+	enum hmm_release_reason reason;
+	bool ends_registration;
+};
+
+enum { PATH_EXIT, PATH_UNREGISTER, PATH_ASYNC, PATH_UNPLUG, PATH_KILL, NR_PATHS };
+
+static const struct release_path paths[NR_PATHS] = {
+	[PATH_EXIT] = { "exit", HMM_RELEASE_MM_EXIT },
+	[PATH_UNREGISTER] = { "unregister", HMM_RELEASE_UNREGISTER, true },
+	[PATH_ASYNC] = { "async", HMM_RELEASE_UNREGISTER, true },
+	[PATH_UNPLUG] = { "unplug", HMM_RELEASE_DEVICE_GONE },
+	[PATH_KILL] = { "kill", HMM_RELEASE_ERROR },
+};
+
+struct pair {
+	int winner;
+	int loser;
+};
+
+static void scene_run(struct scene *s, int path)
+{
+	switch (path) {
+	case PATH_EXIT:
+		mmput(s->mm);
+		break;
+	case PATH_UNREGISTER:
+		hmm_mirror_unregister(&s->context->mirror);
+		break;
+	case PATH_ASYNC:
+		hmm_mirror_unregister_async(&s->context->mirror);
+		break;
+	case PATH_UNPLUG:
+		hmm_device_unplug(&s->gpu->hmm);
+		break;
+	case PATH_KILL:
+		hmm_mirror_kill(&s->context->mirror);
+		break;
+	}
+}
+
+static void job_path(void *arg)
+{
+	struct scene *s = arg;
+
+	scene_run(s, s->path);
+}
+
+static void job_synchronize(void *unused)
+{
+	hmm_synchronize();
+}
+
+/* A thread of its own for what may wait. @job holds a copy of the scene's path. */
+static void scene_start(struct scene *s, struct job *job, int path)
+{
+	job->scene = *s;
+	job->scene.path = path;
+	job_start(job, job_path, &job->scene);
+}
+
+static void scene_set(struct kunit *test, struct scene *s)
+{
+	s->gpu = gpu_new(test, &gpu_free_ops);
+	s->mm = mm_new(test);
+	s->context = context_register(test, s->gpu, s->mm);
+}
+
+/* Do what neither of the two paths has done, and see that nothing is left. */
+static void scene_end(struct kunit *test, struct scene *s, int a, int b)
+{
+	if (!paths[a].ends_registration && !paths[b].ends_registration)
+		hmm_mirror_unregister(&s->context->mirror);
+	if (a != PATH_EXIT && b != PATH_EXIT)
+		mmput(s->mm);
+	hmm_synchronize();
+	context_end(test, s->context, paths[a].reason, 1);
+	gpu_end(test, s->gpu);
+}
+
+static const void *pair_gen(struct pair *pair, char *desc)
+{
+	/* The same one twice is misuse, or nothing of interest */
+	do {
+		if (++pair->loser == NR_PATHS) {
+			pair->loser = 0;
+			pair->winner++;
+		}
+		if (pair->winner == NR_PATHS)
+			return NULL;
+	} while (pair->winner == pair->loser ||
+		 (paths[pair->winner].ends_registration &&
+		  pair->loser != PATH_EXIT && pair->loser != PATH_UNPLUG));
+
+	snprintf(desc, KUNIT_PARAM_DESC_SIZE, "%s_before_%s",
+		 paths[pair->winner].name, paths[pair->loser].name);
+	return pair;
+}
+
+/*
+ * G1, G2, G3. Whoever comes second finds the release owned. Exit, unregister and
+ * unplug wait until it has returned; the others return at once.
+ */
+static void hmm_second_one_waits_for_the_release_of_the_first(struct kunit *test)
+{
+	struct pair pair = { .winner = 0, .loser = 0 };
+	char desc[KUNIT_PARAM_DESC_SIZE];
+
+	while (pair_gen(&pair, desc)) {
+		bool waits = pair.loser == PATH_EXIT ||
+			     pair.loser == PATH_UNREGISTER ||
+			     pair.loser == PATH_UNPLUG;
+		struct job first, second;
+		struct scene s = {};
+
+		kunit_info(test, "%s\n", desc);
+		scene_set(test, &s);
+		gate_close(GATE_IN_RELEASE);
+		if (waits)
+			gate_close(HMM_POINT_RELEASE_WAIT);
+		scene_start(&s, &first, pair.winner);
+		KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_RELEASE));
+		scene_start(&s, &second, pair.loser);
+		if (waits) {
+			KUNIT_EXPECT_TRUE(test,
+					  gate_reached(HMM_POINT_RELEASE_WAIT));
+			gate_open(HMM_POINT_RELEASE_WAIT);
+			KUNIT_EXPECT_TRUE(test, job_waits(&second));
+		} else {
+			KUNIT_EXPECT_TRUE(test, job_end(&second));
+		}
+		KUNIT_EXPECT_EQ(test, atomic_read(&s.context->nr_free), 0);
+
+		gate_open(GATE_IN_RELEASE);
+		if (waits)
+			KUNIT_EXPECT_TRUE(test, job_end(&second));
+		KUNIT_EXPECT_TRUE(test, job_end(&first));
+		scene_end(test, &s, pair.winner, pair.loser);
+	}
+}
+
+/* G1. All at once, many times: one release, one free, whoever wins. */
+static void hmm_everybody_at_once_releases_once(struct kunit *test)
+{
+	static const int all[] = { PATH_EXIT, PATH_UNPLUG, PATH_KILL };
+	int won[HMM_RELEASE_ERROR + 1] = {};
+	int i, j;
+
+	for (i = 0; i < NR_RACES; i++) {
+		struct job jobs[ARRAY_SIZE(all)];
+		enum hmm_release_reason reason;
+		struct scene s = {};
+
+		scene_set(test, &s);
+		for (j = 0; j < ARRAY_SIZE(all); j++)
+			scene_start(&s, &jobs[j], all[(i + j) % 3]);
+		/* Those may still use the mirror, which is theirs until here */
+		if (i & 1)
+			for (j = 0; j < ARRAY_SIZE(all); j++)
+				KUNIT_EXPECT_TRUE(test, job_end(&jobs[j]));
+		else
+			hmm_mirror_get(&s.context->mirror);
+		if (i & 2)
+			hmm_mirror_unregister_async(&s.context->mirror);
+		else if (i & 1)
+			hmm_mirror_unregister(&s.context->mirror);
+		if (!(i & 1)) {
+			for (j = 0; j < ARRAY_SIZE(all); j++)
+				KUNIT_EXPECT_TRUE(test, job_end(&jobs[j]));
+			hmm_mirror_put(&s.context->mirror);
+			if (!(i & 2))
+				hmm_mirror_unregister(&s.context->mirror);
+		}
+		hmm_synchronize();
+		reason = s.context->reason;
+		won[reason]++;
+		context_end(test, s.context, reason, 1);
+		gpu_end(test, s.gpu);
+	}
+	kunit_info(test, "exit %d, unregister %d, unplug %d, kill %d\n",
+		   won[HMM_RELEASE_MM_EXIT], won[HMM_RELEASE_UNREGISTER],
+		   won[HMM_RELEASE_DEVICE_GONE], won[HMM_RELEASE_ERROR]);
+	KUNIT_EXPECT_EQ(test, won[HMM_RELEASE_NONE], 0);
+}
+
+/* G4. Nothing is registered, but ->free() is still to come. */
+static void hmm_device_unregister_waits_for_async_free(struct kunit *test)
+{
+	struct scene s = {};
+	struct job remove;
+
+	scene_set(test, &s);
+	gate_close(GATE_IN_FREE);
+	hmm_mirror_unregister_async(&s.context->mirror);
+	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_FREE));
+	gate_close(HMM_POINT_DEVICE_WAIT);
+	job_start(&remove, job_device_unregister, s.gpu);
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_DEVICE_WAIT));
+	gate_open(HMM_POINT_DEVICE_WAIT);
+	KUNIT_EXPECT_TRUE(test, job_waits(&remove));
+
+	gate_open(GATE_IN_FREE);
+	KUNIT_EXPECT_TRUE(test, job_end(&remove));
+	kfree(s.gpu);
+	context_end(test, s.context, HMM_RELEASE_UNREGISTER, 1);
+	mmput(s.mm);
+}
+
+static void work_in_release(struct gpu_context *context)
+{
+	/* The other's registration ends in here, its release too, and ours */
+	hmm_mirror_kill(&context->other->mirror);
+	hmm_mirror_unregister_async(&context->other->mirror);
+	hmm_mirror_get(&context->mirror);
+	hmm_mirror_kill(&context->mirror);
+	hmm_mirror_unregister_async(&context->mirror);
+	might_sleep();
+	hmm_mirror_put(&context->mirror);
+}
+
+/* G8, G14. What a callback may do. */
+static void hmm_release_may_unregister_async_kill_and_put(struct kunit *test)
+{
+	struct scene s = {};
+	struct gpu_context *other;
+
+	scene_set(test, &s);
+	other = context_register(test, s.gpu, s.mm);
+	s.context->in_release = work_in_release;
+	s.context->other = other;
+	hmm_mirror_kill(&s.context->mirror);
+	hmm_synchronize();
+	context_end(test, s.context, HMM_RELEASE_ERROR, 1);
+	context_end(test, other, HMM_RELEASE_ERROR, 1);
+	gpu_end(test, s.gpu);
+	mmput(s.mm);
+}
+
+/* G9. One callback sleeps: whom it must not hold up. */
+static void hmm_sleeping_release_delays_nobody_else(struct kunit *test)
+{
+	struct scene slow = {};
+	struct gpu *other = gpu_new(test, &gpu_ops);
+	struct mm_struct *mm = mm_new(test);
+	struct gpu_context *same_mm, *same_gpu, *bystander;
+	struct job exit;
+
+	scene_set(test, &slow);
+	same_mm = context_register(test, other, slow.mm);
+	same_gpu = context_register(test, slow.gpu, mm);
+	bystander = context_register(test, other, mm);
+
+	gate_close(GATE_IN_RELEASE);
+	scene_start(&slow, &exit, PATH_EXIT);
+	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_RELEASE));
+
+	/* Another mirror of that process, of that device, and another process */
+	hmm_mirror_unregister(&same_mm->mirror);
+	hmm_mirror_unregister(&same_gpu->mirror);
+	mmput(mm);
+	hmm_mirror_unregister(&bystander->mirror);
+	gpu_end(test, other);
+	KUNIT_EXPECT_TRUE(test, job_waits(&exit));
+
+	gate_open(GATE_IN_RELEASE);
+	KUNIT_EXPECT_TRUE(test, job_end(&exit));
+	hmm_mirror_unregister(&slow.context->mirror);
+	context_end(test, slow.context, HMM_RELEASE_MM_EXIT, 1);
+	context_end(test, same_mm, HMM_RELEASE_MM_EXIT, 0);
+	context_end(test, same_gpu, HMM_RELEASE_UNREGISTER, 1);
+	context_end(test, bystander, HMM_RELEASE_MM_EXIT, 0);
+	gpu_end(test, slow.gpu);
+}
+
+/* G11. No worker can be had: exit does what it has queued. */
+static void hmm_exit_without_workers_releases_all(struct kunit *test)
+{
+	struct scene blocked = {}, s = {};
+	struct gpu_context *more[2];
+	struct job exit;
+	int i;
+
+	scene_set(test, &blocked);
+	scene_set(test, &s);
+	for (i = 0; i < 2; i++)
+		more[i] = context_register(test, s.gpu, s.mm);
+	hmm_test_set_workers(1);
+	gate_close(GATE_IN_RELEASE);
+	hmm_mirror_kill(&blocked.context->mirror);
+	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_RELEASE));
+
+	scene_start(&s, &exit, PATH_EXIT);
+	KUNIT_EXPECT_TRUE(test, job_end(&exit));
+	gate_open(GATE_IN_RELEASE);
+	hmm_test_set_workers(0);
+
+	for (i = 0; i < 2; i++) {
+		hmm_mirror_unregister(&more[i]->mirror);
+		context_end(test, more[i], HMM_RELEASE_MM_EXIT, 1);
+	}
+	scene_end(test, &s, PATH_EXIT, PATH_KILL);
+	scene_end(test, &blocked, PATH_KILL, PATH_KILL);
+}
+
+struct interrupt {
+	struct irq_work work;
+	struct hmm_mirror *mirror;
+	bool kill;
+};
+
+static void interrupt_work(struct irq_work *work)
+{
+	struct interrupt *irq = container_of(work, struct interrupt, work);
+
+	if (irq->kill)
+		hmm_mirror_kill(irq->mirror);
+	hmm_mirror_put(irq->mirror);
+}
+
+static void interrupt(struct hmm_mirror *mirror, bool kill)
+{
+	struct interrupt irq = { .mirror = mirror, .kill = kill };
+
+	init_irq_work(&irq.work, interrupt_work);
+	irq_work_queue(&irq.work);
+	irq_work_sync(&irq.work);
+}
+
+/* G14. The last put may be anywhere; ->free() is in process context. */
+static void hmm_put_and_kill_in_interrupt(struct kunit *test)
+{
+	struct scene s = {};
+
+	scene_set(test, &s);
+	interrupt(hmm_mirror_get(&s.context->mirror), true);
+	hmm_synchronize();
+	KUNIT_EXPECT_EQ(test, s.context->reason, HMM_RELEASE_ERROR);
+
+	hmm_mirror_get(&s.context->mirror);
+	hmm_mirror_unregister_async(&s.context->mirror);
+	/* Not for what a reference of the driver keeps away */
+	hmm_synchronize();
+	KUNIT_EXPECT_EQ(test, atomic_read(&s.context->nr_free), 0);
+	interrupt(&s.context->mirror, false);
+	hmm_synchronize();
+	context_end(test, s.context, HMM_RELEASE_ERROR, 1);
+	gpu_end(test, s.gpu);
+	mmput(s.mm);
+}
+
+/* G14. A barrier: everything that was due has returned, whoever is at it. */
+static void hmm_synchronize_waits_for_what_is_due(struct kunit *test)
+{
+	static const struct {
+		unsigned int gate;
+		int first;
+		int then;
+	} cases[] = {
+		{ GATE_IN_RELEASE, PATH_ASYNC, -1 },
+		{ GATE_IN_FREE, PATH_ASYNC, -1 },
+		{ GATE_IN_RELEASE, PATH_KILL, -1 },
+		/* Exit and unplug have the release that the other asks for */
+		{ GATE_IN_RELEASE, PATH_EXIT, PATH_KILL },
+		{ GATE_IN_RELEASE, PATH_EXIT, PATH_ASYNC },
+		{ GATE_IN_RELEASE, PATH_UNPLUG, PATH_ASYNC },
+		{ HMM_POINT_EXIT_DONE, PATH_EXIT, PATH_ASYNC },
+	};
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+		int last = cases[i].then < 0 ? cases[i].first : cases[i].then;
+		struct job first, synchronize;
+		struct scene s = {};
+
+		scene_set(test, &s);
+		gate_close(cases[i].gate);
+		scene_start(&s, &first, cases[i].first);
+		KUNIT_EXPECT_TRUE(test, gate_reached(cases[i].gate));
+		if (cases[i].then >= 0)
+			scene_run(&s, cases[i].then);
+		job_start(&synchronize, job_synchronize, NULL);
+		KUNIT_EXPECT_TRUE(test, job_waits(&synchronize));
+		if (last == PATH_ASYNC && cases[i].gate != GATE_IN_FREE) {
+			/* It was due when synchronize began, so it is waited for */
+			gate_close(GATE_IN_FREE);
+			gate_open(cases[i].gate);
+			KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_FREE));
+			KUNIT_EXPECT_TRUE(test, job_waits(&synchronize));
+			gate_open(GATE_IN_FREE);
+		}
+		gate_open(cases[i].gate);
+		KUNIT_EXPECT_TRUE(test, job_end(&synchronize));
+		KUNIT_EXPECT_EQ(test, atomic_read(&s.context->nr_release), 1);
+		KUNIT_EXPECT_EQ(test, atomic_read(&s.context->nr_free),
+				last == PATH_ASYNC);
+		KUNIT_EXPECT_TRUE(test, job_end(&first));
+		scene_end(test, &s, cases[i].first, last);
+	}
+}
+
+/* G15. Pins in turn must not keep a process that is gone. */
+static void hmm_mm_get_fails_once_only_pins_are_left(struct kunit *test)
+{
+	struct hmm_mirror *mirror;
+	struct scene s = {};
+
+	scene_set(test, &s);
+	mirror = &s.context->mirror;
+	KUNIT_EXPECT_TRUE(test, hmm_mirror_mm_get(mirror));
+	KUNIT_EXPECT_TRUE(test, hmm_mirror_mm_get(mirror));
+	KUNIT_EXPECT_EQ(test, atomic_read(&s.mm->mm_users), 3);
+	/* The process goes; one worker is still at it */
+	mmgrab(s.mm);
+	mmput(s.mm);
+	hmm_mirror_mm_put(mirror);
+	KUNIT_EXPECT_EQ(test, atomic_read(&s.mm->mm_users), 1);
+	KUNIT_EXPECT_FALSE(test, hmm_mirror_mm_get(mirror));
+	KUNIT_EXPECT_EQ(test, atomic_read(&s.context->nr_release), 0);
+
+	gate_close(GATE_IN_RELEASE);
+	hmm_mirror_mm_put(mirror);
+	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_RELEASE));
+	KUNIT_EXPECT_FALSE(test, hmm_mirror_mm_get(mirror));
+	gate_open(GATE_IN_RELEASE);
+	mmdrop(s.mm);
+	hmm_mirror_unregister(mirror);
+	context_end(test, s.context, HMM_RELEASE_MM_EXIT, 1);
+	gpu_end(test, s.gpu);
+}
+
+/* A release that is not by exit fails pins too, those that are there stay good. */
+static void hmm_mm_pin_outlives_the_release(struct kunit *test)
+{
+	struct scene s = {};
+
+	scene_set(test, &s);
+	hmm_mirror_get(&s.context->mirror);
+	KUNIT_EXPECT_TRUE(test, hmm_mirror_mm_get(&s.context->mirror));
+	hmm_mirror_kill(&s.context->mirror);
+	hmm_synchronize();
+	KUNIT_EXPECT_FALSE(test, hmm_mirror_mm_get(&s.context->mirror));
+	hmm_mirror_unregister_async(&s.context->mirror);
+	KUNIT_EXPECT_EQ(test, atomic_read(&s.mm->mm_users), 2);
+	hmm_mirror_mm_put(&s.context->mirror);
+	KUNIT_EXPECT_EQ(test, atomic_read(&s.mm->mm_users), 1);
+	hmm_mirror_put(&s.context->mirror);
+	hmm_synchronize();
+	context_end(test, s.context, HMM_RELEASE_ERROR, 1);
+	gpu_end(test, s.gpu);
+	mmput(s.mm);
+}
+
+static void job_last_pin(void *arg)
+{
+	struct gpu_context *context = arg;
+
+	hmm_mirror_mm_put(&context->mirror);
+	context->worked = true;
+	complete_all(&context->came);
+}
+
+static void wait_in_release(struct gpu_context *context)
+{
+	context->ret = wait_for_completion_timeout(&context->came,
+						   msecs_to_jiffies(LIMIT_MS));
+}
+
+/* G15, D2. The worker that ->release() waits for drops the last pin. */
+static void hmm_last_pin_in_a_worker_that_release_waits_for(struct kunit *test)
+{
+	struct scene s = {};
+	struct job worker;
+
+	scene_set(test, &s);
+	s.context->in_release = wait_in_release;
+	KUNIT_EXPECT_TRUE(test, hmm_mirror_mm_get(&s.context->mirror));
+	mmput(s.mm);
+	job_start(&worker, job_last_pin, s.context);
+	KUNIT_EXPECT_TRUE(test, job_end(&worker));
+	hmm_mirror_unregister(&s.context->mirror);
+	KUNIT_EXPECT_NE(test, s.context->ret, 0);
+	context_end(test, s.context, HMM_RELEASE_MM_EXIT, 1);
+	gpu_end(test, s.gpu);
+}
+
+/* G16. All released with the reason, new ones refused, the rest as ever. */
+static void hmm_unplug_releases_all_and_refuses_new(struct kunit *test)
+{
+	struct scene s = {};
+	struct gpu *other = gpu_new(test, &gpu_ops);
+	struct gpu_context *second, *third;
+	struct hmm_mirror late = {};
+	struct mm_struct *mm = mm_new(test);
+
+	scene_set(test, &s);
+	second = context_register(test, s.gpu, mm);
+	third = context_register(test, other, s.mm);
+	hmm_device_unplug(&s.gpu->hmm);
+	KUNIT_EXPECT_EQ(test, atomic_read(&s.context->nr_release), 1);
+	KUNIT_EXPECT_EQ(test, atomic_read(&second->nr_release), 1);
+	KUNIT_EXPECT_EQ(test, atomic_read(&third->nr_release), 0);
+	KUNIT_EXPECT_EQ(test, hmm_mirror_register(&late, &s.gpu->hmm, mm),
+			-ENODEV);
+	KUNIT_EXPECT_EQ(test, hmm_device_unregister(&s.gpu->hmm), -EBUSY);
+	/* Again, with nothing left to do */
+	hmm_device_unplug(&s.gpu->hmm);
+
+	mmput(mm);
+	mmput(s.mm);
+	hmm_mirror_unregister(&s.context->mirror);
+	hmm_mirror_unregister_async(&second->mirror);
+	hmm_mirror_unregister(&third->mirror);
+	hmm_synchronize();
+	context_end(test, s.context, HMM_RELEASE_DEVICE_GONE, 1);
+	context_end(test, second, HMM_RELEASE_DEVICE_GONE, 1);
+	context_end(test, third, HMM_RELEASE_MM_EXIT, 0);
+	gpu_end(test, s.gpu);
+	gpu_end(test, other);
+}
+
+static void meet_in_release(struct gpu_context *context)
+{
+	complete_all(&context->came);
+	context->ret = wait_for_completion_timeout(&context->other->came,
+						   msecs_to_jiffies(LIMIT_MS));
+}
+
+/* G17, D20. Two releases of one process, or device, each waits for the other. */
+static void hmm_releases_of_exit_and_unplug_overlap(struct kunit *test)
+{
+	static const int by[] = { PATH_EXIT, PATH_UNPLUG };
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(by); i++) {
+		struct scene s = {};
+		struct gpu_context *other;
+
+		scene_set(test, &s);
+		other = context_register(test, s.gpu, s.mm);
+		other->other = s.context;
+		s.context->other = other;
+		other->in_release = meet_in_release;
+		s.context->in_release = meet_in_release;
+		scene_run(&s, by[i]);
+		KUNIT_EXPECT_NE(test, s.context->ret, 0);
+		KUNIT_EXPECT_NE(test, other->ret, 0);
+		hmm_mirror_unregister(&other->mirror);
+		context_end(test, other, paths[by[i]].reason, 1);
+		scene_end(test, &s, by[i], by[i]);
+	}
+}
+
+/* Found: the live mirror of that device and mm, with a reference; no other. */
+static void hmm_find_gives_live_mirrors_only(struct kunit *test)
+{
+	struct scene s = {};
+	struct gpu *other = gpu_new(test, &gpu_ops);
+	struct mm_struct *mm = mm_new(test);
+	struct job kill;
+
+	scene_set(test, &s);
+	KUNIT_EXPECT_PTR_EQ(test, hmm_mirror_find(&s.gpu->hmm, s.mm),
+			    &s.context->mirror);
+	KUNIT_EXPECT_NULL(test, hmm_mirror_find(&other->hmm, s.mm));
+	KUNIT_EXPECT_NULL(test, hmm_mirror_find(&s.gpu->hmm, mm));
+
+	gate_close(GATE_IN_RELEASE);
+	scene_start(&s, &kill, PATH_KILL);
+	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_RELEASE));
+	KUNIT_EXPECT_NULL(test, hmm_mirror_find(&s.gpu->hmm, s.mm));
+	gate_open(GATE_IN_RELEASE);
+	KUNIT_EXPECT_TRUE(test, job_end(&kill));
+
+	/* What was found stays until it is put */
+	hmm_mirror_unregister_async(&s.context->mirror);
+	hmm_synchronize();
+	KUNIT_EXPECT_EQ(test, atomic_read(&s.context->nr_free), 0);
+	KUNIT_EXPECT_NULL(test, hmm_mirror_find(&s.gpu->hmm, s.mm));
+	hmm_mirror_put(&s.context->mirror);
+	hmm_synchronize();
+	context_end(test, s.context, HMM_RELEASE_ERROR, 1);
+	gpu_end(test, s.gpu);
+	gpu_end(test, other);
+	mmput(s.mm);
+	mmput(mm);
+}
+
+/* G11, C11. A signal while the first mirror is armed: nothing is left, and again. */
+static void hmm_register_with_a_signal_pending_unwinds(struct kunit *test)
+{
+	struct gpu *gpu = gpu_new(test, &gpu_ops);
+	struct mm_struct *mm = mm_new(test);
+	struct gpu_context *context = context_new(test);
+	struct hmm_test_counts counts;
+
+	mm->task_size = TASK_SIZE;
+	kthread_use_mm(mm);
+	KUNIT_EXPECT_EQ(test, vm_mmap(NULL, SOME_ADDRESS, PAGE_SIZE,
+				      PROT_READ | PROT_WRITE,
+				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
+				      0), SOME_ADDRESS);
+	kthread_unuse_mm(mm);
+
+	allow_signal(SIGUSR1);
+	send_sig(SIGUSR1, current, 1);
+	KUNIT_EXPECT_EQ(test, hmm_mirror_register(&context->mirror, &gpu->hmm,
+						  mm), -EINTR);
+	flush_signals(current);
+	disallow_signal(SIGUSR1);
+	hmm_test_quiesce(&counts);
+	KUNIT_EXPECT_EQ(test, counts.hmms, 0);
+	KUNIT_EXPECT_EQ(test, counts.mirrors, 0);
+	KUNIT_EXPECT_EQ(test, hmm_mirror_register(&context->mirror, &gpu->hmm,
+						  mm), 0);
+	mmput(mm);
+	hmm_mirror_unregister(&context->mirror);
+	context_end(test, context, HMM_RELEASE_MM_EXIT, 0);
+	gpu_end(test, gpu);
+}
+
+/* G5, C3. Until ->release() returns the driver hears what becomes of the pages. */
+static void hmm_invalidations_reach_the_driver_during_release(struct kunit *test)
+{
+	struct mmu_interval_notifier notifier;
+	struct job kill, unmap;
+	struct scene s = {};
+
+	scene_set(test, &s);
+	s.mm->task_size = TASK_SIZE;
+	kthread_use_mm(s.mm);
+	KUNIT_EXPECT_EQ(test, vm_mmap(NULL, SOME_ADDRESS, PAGE_SIZE,
+				      PROT_READ | PROT_WRITE,
+				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
+				      0), SOME_ADDRESS);
+	kthread_unuse_mm(s.mm);
+	KUNIT_ASSERT_EQ(test, mmu_interval_notifier_insert(&notifier, s.mm,
+							   SOME_ADDRESS,
+							   PAGE_SIZE,
+							   &kunit_notifier_ops),
+			0);
+	gate_close(GATE_IN_RELEASE);
+	gate_close(GATE_IN_INVALIDATE);
+	scene_start(&s, &kill, PATH_KILL);
+	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_RELEASE));
+	job_start(&unmap, job_munmap, s.mm);
+	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_INVALIDATE));
+	gate_open(GATE_IN_INVALIDATE);
+	KUNIT_EXPECT_TRUE(test, job_end(&unmap));
+	KUNIT_EXPECT_EQ(test, atomic_read(&s.context->nr_release), 0);
+	gate_open(GATE_IN_RELEASE);
+	KUNIT_EXPECT_TRUE(test, job_end(&kill));
+	hmm_synchronize();
+	mmu_interval_notifier_remove(&notifier);
+	scene_end(test, &s, PATH_KILL, PATH_KILL);
+}
+
+/*
  * Misuse: reported, refused, survived
  */
+
+static void misuse_in_release(struct gpu_context *context)
+{
+	hmm_mirror_unregister(&context->mirror);
+	hmm_device_unplug(&context->gpu->hmm);
+	hmm_synchronize();
+	context->ret = hmm_device_unregister(&context->gpu->hmm);
+}
 
 static void hmm_unregister_in_callback_is_refused(struct kunit *test)
 {
@@ -973,14 +1658,14 @@ static void hmm_unregister_in_callback_is_refused(struct kunit *test)
 	struct mm_struct *mm = mm_new(test);
 	struct gpu_context *context = context_new(test);
 
-	context->misuse = true;
-	context->misuse_gpu = other;
+	context->in_release = misuse_in_release;
+	context->gpu = other;
 	KUNIT_ASSERT_EQ(test, hmm_mirror_register(&context->mirror, &gpu->hmm,
 						  mm), 0);
 	pr_info("hmm-test: expect-warning in a callback of HMM\n");
 	mmput(mm);
 	pr_info("hmm-test: end-expect\n");
-	KUNIT_EXPECT_EQ(test, context->misuse_ret, -EBUSY);
+	KUNIT_EXPECT_EQ(test, context->ret, -EBUSY);
 	hmm_mirror_unregister(&context->mirror);
 	context_end(test, context, HMM_RELEASE_MM_EXIT, 0);
 	gpu_end(test, gpu);
@@ -1000,6 +1685,8 @@ static void hmm_unregister_of_unregistered_is_refused(struct kunit *test)
 	pr_info("hmm-test: expect-warning of an unregistered (mirror|device)\n");
 	hmm_mirror_unregister(&context->mirror);
 	hmm_mirror_unregister(&never_mirror);
+	hmm_mirror_unregister_async(&never_mirror);
+	hmm_device_unplug(&never);
 	KUNIT_EXPECT_EQ(test, hmm_device_unregister(&never), -EINVAL);
 	/* Two at once */
 	gate_close(HMM_POINT_DEVICE_WAIT);
@@ -1080,6 +1767,22 @@ static struct kunit_case hmm_kunit_cases[] = {
 	KUNIT_CASE(hmm_registers_at_once_share_one_hmm),
 	KUNIT_CASE(hmm_register_waits_for_running_invalidation),
 	KUNIT_CASE_SLOW(hmm_exit_against_unregister_many_times),
+	KUNIT_CASE_SLOW(hmm_second_one_waits_for_the_release_of_the_first),
+	KUNIT_CASE_SLOW(hmm_everybody_at_once_releases_once),
+	KUNIT_CASE(hmm_device_unregister_waits_for_async_free),
+	KUNIT_CASE(hmm_release_may_unregister_async_kill_and_put),
+	KUNIT_CASE(hmm_sleeping_release_delays_nobody_else),
+	KUNIT_CASE(hmm_exit_without_workers_releases_all),
+	KUNIT_CASE(hmm_put_and_kill_in_interrupt),
+	KUNIT_CASE(hmm_synchronize_waits_for_what_is_due),
+	KUNIT_CASE(hmm_mm_get_fails_once_only_pins_are_left),
+	KUNIT_CASE(hmm_mm_pin_outlives_the_release),
+	KUNIT_CASE(hmm_last_pin_in_a_worker_that_release_waits_for),
+	KUNIT_CASE(hmm_unplug_releases_all_and_refuses_new),
+	KUNIT_CASE(hmm_releases_of_exit_and_unplug_overlap),
+	KUNIT_CASE(hmm_find_gives_live_mirrors_only),
+	KUNIT_CASE(hmm_register_with_a_signal_pending_unwinds),
+	KUNIT_CASE(hmm_invalidations_reach_the_driver_during_release),
 	KUNIT_CASE(hmm_unregister_in_callback_is_refused),
 	KUNIT_CASE(hmm_unregister_of_unregistered_is_refused),
 	{}
