@@ -87,6 +87,8 @@ static_assert((int)TEST_HMM_AT_DEVICE_PUT == HMM_POINT_DEVICE_PUT);
 static_assert((int)TEST_HMM_IN_RELEASE == HMM_NR_POINTS);
 static_assert((int)TEST_HMM_REASON_MM_EXIT == HMM_RELEASE_MM_EXIT);
 static_assert((int)TEST_HMM_REASON_UNREGISTER == HMM_RELEASE_UNREGISTER);
+static_assert((int)TEST_HMM_REASON_DEVICE_GONE == HMM_RELEASE_DEVICE_GONE);
+static_assert((int)TEST_HMM_REASON_ERROR == HMM_RELEASE_ERROR);
 
 struct test_device {
 	struct hmm_device hmm;
@@ -98,22 +100,22 @@ struct test_board {
 	struct list_head node;			/* test_boards_lock */
 	u32 number;
 	unsigned int nr_attached;		/* test_boards_lock */
-	struct mutex destroy_lock;
+	struct mutex destroy_lock;		/* hmm_device_unregister() */
 	struct rw_semaphore device_sem;
 	struct test_device *device;		/* device_sem; NULL: gone */
 
-	spinlock_t log_lock;
+	spinlock_t log_lock;			/* events, nr_events */
 	struct test_hmm_event events[TEST_NR_EVENTS];
 	u32 nr_events;				/* ever; also the last seq */
 	wait_queue_head_t more_events;
 };
 
 struct test_context {
-	struct mutex lock;
+	struct mutex lock;			/* board, mirror */
 	u32 number;
 	struct test_board *board;		/* set once */
 	struct test_mirror *mirror;
-	struct mutex read_lock;
+	struct mutex read_lock;			/* nr_read */
 	u32 nr_read;				/* read_lock: events seen */
 	bool holds;				/* test_holds_lock: has held */
 };
@@ -127,7 +129,7 @@ struct test_mirror {
 	unsigned long nr_pages;
 	struct mmu_interval_notifier notifier;
 
-	spinlock_t lock;
+	spinlock_t lock;			/* stopped, pages, nr_writes */
 	bool stopped;				/* set by ->release() */
 	u64 nr_writes;
 	struct page **pages;			/* what the device has mapped */
@@ -410,20 +412,20 @@ static int test_map_once(struct test_mirror *mirror, unsigned long index)
 }
 
 /*
- * Needs mm_users only to fault: what is mapped stays usable without. Not mmput():
- * the last user would run mm exit here, whose ->release() waits for this worker.
+ * Needs the address space only to fault: what is mapped stays usable without. The
+ * worker is one that ->release() waits for, so HMM's own reference keeps the mirror.
  */
 static int test_map(struct test_mirror *mirror, unsigned long index)
 {
 	unsigned int tries = 0;
 	int ret;
 
-	if (!mmget_not_zero(mirror->mm))
+	if (!hmm_mirror_mm_get(&mirror->hmm))
 		return -ESRCH;
 	do {
 		ret = test_map_once(mirror, index);
 	} while (ret == -EBUSY && ++tries < TEST_MAX_FAULT_TRIES);
-	mmput_async(mirror->mm);
+	hmm_mirror_mm_put(&mirror->hmm);
 
 	return ret;
 }
@@ -836,6 +838,58 @@ static int test_ioctl_unregister(struct test_context *context)
 	return 0;
 }
 
+static int test_ioctl_unregister_async(struct test_context *context)
+{
+	struct test_mirror *mirror = context->mirror;
+
+	if (!mirror)
+		return -ENXIO;
+
+	context->mirror = NULL;
+	hmm_mirror_unregister_async(&mirror->hmm);
+	return 0;
+}
+
+static int test_ioctl_kill(struct test_context *context)
+{
+	if (!context->mirror)
+		return -ENXIO;
+
+	hmm_mirror_kill(&context->mirror->hmm);
+	return 0;
+}
+
+/* For read, as a register that comes meanwhile is to be refused by HMM. */
+static int test_ioctl_unplug(struct test_board *board)
+{
+	int ret = -ENODEV;
+
+	down_read(&board->device_sem);
+	if (board->device) {
+		hmm_device_unplug(&board->device->hmm);
+		ret = 0;
+	}
+	up_read(&board->device_sem);
+	if (!ret)
+		test_log(board, 0, TEST_HMM_UNPLUGGED, 0);
+	return ret;
+}
+
+static int test_ioctl_find(struct test_board *board)
+{
+	struct hmm_mirror *mirror = NULL;
+
+	down_read(&board->device_sem);
+	if (board->device)
+		mirror = hmm_mirror_find(&board->device->hmm, current->mm);
+	up_read(&board->device_sem);
+	if (!mirror)
+		return -ESRCH;
+
+	hmm_mirror_put(mirror);
+	return 0;
+}
+
 static int test_access_check(struct test_context *context,
 			     struct test_hmm_access __user *uarg,
 			     struct test_hmm_access *arg)
@@ -900,6 +954,7 @@ static int test_ioctl_counts(struct test_hmm_counts __user *ucounts)
 	struct hmm_test_counts hmm;
 	struct test_hmm_counts counts;
 
+	hmm_synchronize();
 	hmm_test_quiesce(&hmm);
 	counts.devices = hmm.devices;
 	counts.mirrors = hmm.mirrors;
@@ -928,6 +983,16 @@ static long test_ioctl_locked(struct test_context *context, unsigned int cmd,
 		return test_ioctl_register(context, uarg);
 	case TEST_HMM_UNREGISTER:
 		return test_ioctl_unregister(context);
+	case TEST_HMM_UNREGISTER_ASYNC:
+		return test_ioctl_unregister_async(context);
+	case TEST_HMM_KILL:
+		return test_ioctl_kill(context);
+	case TEST_HMM_DEVICE_UNPLUG:
+		return context->board ? test_ioctl_unplug(context->board) :
+					-ENODEV;
+	case TEST_HMM_FIND:
+		return context->board ? test_ioctl_find(context->board) :
+					-ENODEV;
 	case TEST_HMM_WRITE:
 		return test_ioctl_access(context, uarg, true);
 	case TEST_HMM_READ:
@@ -961,6 +1026,9 @@ static long test_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 		if (copy_from_user(&wait, uarg, sizeof(wait)))
 			return -EFAULT;
 		return test_hold_wait(context, &wait);
+	case TEST_HMM_SYNCHRONIZE:
+		hmm_synchronize();
+		return 0;
 	case TEST_HMM_COUNTS:
 		return test_ioctl_counts(uarg);
 	}
@@ -975,6 +1043,7 @@ static ssize_t test_read(struct file *file, char __user *buf, size_t size,
 			 loff_t *pos)
 {
 	struct test_context *context = file->private_data;
+	/* Pairs with the release in __test_attach() */
 	struct test_board *board = smp_load_acquire(&context->board);
 	struct test_hmm_event event;
 	ssize_t done = 0;
@@ -1015,6 +1084,7 @@ static ssize_t test_read(struct file *file, char __user *buf, size_t size,
 static __poll_t test_poll(struct file *file, poll_table *wait)
 {
 	struct test_context *context = file->private_data;
+	/* Pairs with the release in __test_attach() */
 	struct test_board *board = smp_load_acquire(&context->board);
 
 	if (!board)

@@ -30,6 +30,7 @@ enum test_hmm_event_type {
 	TEST_HMM_FREED,			/* ->free() is called */
 	TEST_HMM_UNREGISTERED,		/* hmm_mirror_unregister() returned */
 	TEST_HMM_DEVICE_GONE,		/* hmm_device_unregister() returned 0 */
+	TEST_HMM_UNPLUGGED,		/* hmm_device_unplug() returned */
 };
 
 /* arg of TEST_HMM_RELEASE: enum hmm_release_reason */
@@ -37,6 +38,8 @@ enum test_hmm_reason {
 	TEST_HMM_REASON_NONE,
 	TEST_HMM_REASON_MM_EXIT,
 	TEST_HMM_REASON_UNREGISTER,
+	TEST_HMM_REASON_DEVICE_GONE,
+	TEST_HMM_REASON_ERROR,
 };
 
 struct test_hmm_event {
@@ -56,7 +59,7 @@ struct test_hmm_register {
 };
 
 /* Register from a kernel thread, which has no address space: for its errno */
-#define TEST_HMM_IN_WORKER	(1U << 0)
+#define TEST_HMM_IN_WORKER	1
 
 struct test_hmm_access {
 	__u64 first;		/* page of the buffer */
@@ -118,6 +121,16 @@ struct test_hmm_wait {
 #define TEST_HMM_WAIT_HELD	_IOW('H', 0xa9, struct test_hmm_wait)
 /* Let it go, and hold no other: -ENXIO if this context holds none there. */
 #define TEST_HMM_RESUME		_IOW('H', 0xaa, __u32)
+/* hmm_mirror_unregister_async(): -ENXIO if nothing is registered. */
+#define TEST_HMM_UNREGISTER_ASYNC _IO('H', 0xac)
+/* hmm_mirror_kill(): the device failed. -ENXIO if nothing is registered. */
+#define TEST_HMM_KILL		_IO('H', 0xad)
+/* hmm_device_unplug(). */
+#define TEST_HMM_DEVICE_UNPLUG	_IO('H', 0xae)
+/* hmm_synchronize(). */
+#define TEST_HMM_SYNCHRONIZE	_IO('H', 0xaf)
+/* hmm_mirror_find() the caller's address space on the device: -ESRCH if none. */
+#define TEST_HMM_FIND		_IO('H', 0xb0)
 /* Finish what is freed asynchronously, and count. */
 #define TEST_HMM_COUNTS		_IOR('H', 0xab, struct test_hmm_counts)
 
