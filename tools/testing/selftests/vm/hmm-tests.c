@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -24,6 +25,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -414,9 +416,9 @@ static void expect_released(struct __test_metadata *_metadata,
 /* The device runs: its writes come in, each pass with the next value. */
 static void wait_for_writes(void *buffer, __u64 value)
 {
-	volatile __u64 *word = buffer_word(buffer, NR_PAGES - 1);
+	__u64 *word = buffer_word(buffer, NR_PAGES - 1);
 
-	while (*word < value)
+	while (__atomic_load_n(word, __ATOMIC_ACQUIRE) < value)
 		sched_yield();
 }
 
@@ -1046,7 +1048,7 @@ TEST_F(hmm, wrong_arguments_are_refused)
 	size_t i;
 	int fd;
 
-	for (i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+	for (i = 0; i < ARRAY_SIZE(bad); i++) {
 		arg = bad[i];
 		EXPECT_EQ(-1, ioctl(w->fd, TEST_HMM_REGISTER, &arg)) {
 			TH_LOG("bad[%zu] was accepted", i);
@@ -1112,6 +1114,443 @@ TEST_F(hmm, register_on_a_destroyed_device_fails)
 	EXPECT_EQ(ENODEV, errno);
 	EXPECT_EQ(-1, ioctl(w->ctl, TEST_HMM_DEVICE_DESTROY));
 	EXPECT_EQ(ENODEV, errno);
+}
+
+/* The device failed: released for that, and registered until the driver says so. */
+TEST_F(hmm, kill_releases_and_stays_registered)
+{
+	struct world *w = &self->w;
+
+	ASSERT_EQ(0, mirror_register(w->fd, w->buffer));
+	ASSERT_EQ(0, ioctl(w->fd, TEST_HMM_FIND));
+	ASSERT_EQ(0, ioctl(w->fd, TEST_HMM_KILL));
+	ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_SYNCHRONIZE));
+	events_all(w->device, &w->events);
+	expect_released(_metadata, &w->events, TEST_HMM_REASON_ERROR);
+	EXPECT_EQ(-1, ioctl(w->fd, TEST_HMM_FIND));
+	EXPECT_EQ(ESRCH, errno);
+	EXPECT_EQ(-1, device_access(w->fd, TEST_HMM_WRITE, 0, 1, 1));
+	EXPECT_EQ(ECANCELED, errno);
+	EXPECT_EQ(-1, mirror_register(w->fd, w->buffer));
+	EXPECT_EQ(EBUSY, errno);
+	EXPECT_EQ(-1, ioctl(w->ctl, TEST_HMM_DEVICE_DESTROY));
+	EXPECT_EQ(EBUSY, errno);
+	EXPECT_EQ(0, ioctl(w->fd, TEST_HMM_UNREGISTER));
+}
+
+/* Nobody waits, and hmm_synchronize() says when it is over. */
+TEST_F(hmm, async_unregister_frees_by_synchronize)
+{
+	struct world *w = &self->w;
+
+	ASSERT_EQ(0, mirror_register(w->fd, w->buffer));
+	ASSERT_EQ(0, device_access(w->fd, TEST_HMM_RUN, 0, NR_PAGES, 1));
+	ASSERT_EQ(0, hold(w->ctl, TEST_HMM_IN_RELEASE));
+	ASSERT_EQ(0, ioctl(w->fd, TEST_HMM_UNREGISTER_ASYNC));
+	ASSERT_EQ(0, wait_held(w->ctl, TEST_HMM_IN_RELEASE));
+	/* It is out of the way already: there may be another */
+	EXPECT_EQ(0, mirror_register(w->fd, w->buffer));
+	ASSERT_EQ(0, resume(w->ctl, TEST_HMM_IN_RELEASE));
+	ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_SYNCHRONIZE));
+	events_all(w->device, &w->events);
+	expect_released(_metadata, &w->events, TEST_HMM_REASON_UNREGISTER);
+	EXPECT_EQ(1, events_count(&w->events, TEST_HMM_FREED));
+}
+
+/* The device is pulled while it runs in several processes. T15. */
+TEST_F(hmm, unplug_releases_all_processes)
+{
+	struct world *w = &self->w;
+	struct process p[3];
+	int fd[3];
+	int i;
+
+	for (i = 0; i < 3; i++) {
+		struct world one = *w;
+
+		fd[i] = device_attach(w->device);
+		ASSERT_LE(0, fd[i]);
+		one.fd = fd[i];
+		ASSERT_LT(0, start_mirrored(&one, &p[i]));
+		ASSERT_TRUE(process_came(&p[i]));
+	}
+	ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_DEVICE_UNPLUG));
+	events_all(w->device, &w->events);
+	EXPECT_EQ(3, events_count(&w->events, TEST_HMM_STOPPED));
+	EXPECT_EQ(TEST_HMM_REASON_DEVICE_GONE,
+		  events_find(&w->events, TEST_HMM_RELEASE)->arg);
+	EXPECT_TRUE(events_ordered(&w->events, TEST_HMM_STOPPED,
+				   TEST_HMM_UNPLUGGED));
+	EXPECT_EQ(-1, mirror_register(w->fd, w->buffer));
+	EXPECT_EQ(ENODEV, errno);
+	EXPECT_EQ(-1, ioctl(w->ctl, TEST_HMM_DEVICE_DESTROY));
+	EXPECT_EQ(EBUSY, errno);
+	for (i = 0; i < 3; i++) {
+		ASSERT_TRUE(process_go(&p[i]));
+		EXPECT_EQ(0, process_end(&p[i]));
+		close(fd[i]);
+	}
+	events_all(w->device, &w->events);
+	EXPECT_EQ(3, events_count(&w->events, TEST_HMM_RELEASE));
+	EXPECT_EQ(3, events_count(&w->events, TEST_HMM_FREED));
+}
+
+/* Registers, exits and closes go on all the while, and somebody waits for events. */
+TEST_F(hmm, unplug_and_destroy_under_load)
+{
+	struct world *w = &self->w;
+	struct process p[4], reader;
+	struct test_hmm_event event;
+	int go, came, fd, i;
+	pid_t pid;
+
+	pid = process_start(&reader, &go, &came);
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		fd = device_attach(w->device);
+		do {
+			if (read(fd, &event, sizeof(event)) != sizeof(event))
+				_exit(1);
+		} while (event.type != TEST_HMM_DEVICE_GONE);
+		_exit(0);
+	}
+	for (i = 0; i < 4; i++) {
+		pid = process_start(&p[i], &go, &came);
+		ASSERT_LE(0, pid);
+		if (pid)
+			continue;
+		process_wait(go, came);
+		/* Until the device is gone; every other one in a child that dies */
+		for (;;) {
+			fd = device_attach(w->device);
+			pid = i & 1 ? fork() : 0;
+			if (!pid && mirror_register(fd, w->buffer))
+				_exit(errno == ENODEV ? 0 : 2);
+			if (!pid && i & 1)
+				_exit(42);
+			if (i & 1) {
+				int status;
+
+				if (waitpid(pid, &status, 0) != pid)
+					_exit(3);
+				if (WEXITSTATUS(status) != 42)
+					_exit(WEXITSTATUS(status));
+			} else {
+				device_access(fd, TEST_HMM_RUN, 0, NR_PAGES, 1);
+				if (i & 2)
+					ioctl(fd, TEST_HMM_UNREGISTER_ASYNC);
+			}
+			close(fd);
+		}
+	}
+	for (i = 0; i < 4; i++)
+		ASSERT_TRUE(process_came(&p[i]));
+	for (i = 0; i < 4; i++)
+		ASSERT_TRUE(process_go(&p[i]));
+	/* Load, until enough has happened */
+	do {
+		struct pollfd pfd = { .fd = w->ctl, .events = POLLIN };
+
+		ASSERT_EQ(1, poll(&pfd, 1, LIMIT_MS));
+		ASSERT_EQ(sizeof(event), read(w->ctl, &event, sizeof(event)));
+	} while (event.seq < 300);
+	ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_DEVICE_UNPLUG));
+	for (i = 0; i < 4; i++)
+		EXPECT_EQ(0, process_end(&p[i]));
+	EXPECT_EQ(0, ioctl(w->ctl, TEST_HMM_DEVICE_DESTROY));
+	w->destroyed = true;
+	EXPECT_EQ(0, process_end(&reader));
+}
+
+/* Exec again and again, with the descriptors kept: each time a release. T10. */
+TEST_F(hmm, exec_in_a_loop)
+{
+	struct world *w = &self->w;
+	struct process p;
+	char device[16];
+	int go, came, i;
+	pid_t pid;
+
+	snprintf(device, sizeof(device), "%u", w->device);
+	for (i = 0; i < 10; i++) {
+		pid = process_start(&p, &go, &came);
+		ASSERT_LE(0, pid);
+		if (!pid) {
+			int fd = device_attach(w->device);
+
+			fcntl(fd, F_SETFD, 0);
+			setenv(EXEC_CHILD, device, 1);
+			if (mirror_register(fd, w->buffer))
+				_exit(10);
+			execl("/proc/self/exe", "hmm-tests", (char *)NULL);
+			_exit(11);
+		}
+		ASSERT_EQ(0, process_end(&p));
+	}
+	events_all(w->device, &w->events);
+	EXPECT_EQ(20, events_count(&w->events, TEST_HMM_REGISTERED));
+	EXPECT_EQ(20, events_count(&w->events, TEST_HMM_RELEASE));
+	EXPECT_EQ(20, events_count(&w->events, TEST_HMM_FREED));
+}
+
+/*
+ * Two devices fault again and again on what is not mapped, each with a pin of the
+ * address space. That must not keep the memory of a process that is gone. T18.
+ */
+TEST_F(two_devices, workers_that_pin_do_not_keep_a_dead_process)
+{
+	struct process p;
+	int go, came, i;
+	pid_t pid;
+
+	pid = process_start(&p, &go, &came);
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		for (i = 0; i < 2; i++) {
+			munmap(buffer_word(self->w[i].buffer, 1), page_size());
+			if (mirror_register(self->w[i].fd, self->w[i].buffer) ||
+			    device_access(self->w[i].fd, TEST_HMM_RUN, 0,
+					  NR_PAGES, 1))
+				_exit(1);
+			wait_for_writes(self->w[i].buffer, 5);
+		}
+		_exit(0);
+	}
+	EXPECT_EQ(0, process_end(&p));
+	for (i = 0; i < 2; i++) {
+		struct pollfd pfd = { .fd = self->w[i].ctl, .events = POLLIN };
+		struct test_hmm_event event = {};
+
+		/* It may be a worker that ran exit, but soon */
+		while (event.type != TEST_HMM_STOPPED) {
+			ASSERT_EQ(1, poll(&pfd, 1, LIMIT_MS));
+			ASSERT_EQ(sizeof(event),
+				  read(pfd.fd, &event, sizeof(event)));
+		}
+	}
+}
+
+/* Killed half way through register: it is released, or never was registered. T8. */
+TEST_F(hmm, sigkill_while_registering)
+{
+	struct world *w = &self->w;
+	static const __u32 points[] = {
+		TEST_HMM_AT_REGISTER_CREATED, TEST_HMM_AT_REGISTER_ARMED,
+	};
+	struct process p;
+	int go, came;
+	size_t i;
+	pid_t pid;
+
+	for (i = 0; i < 2; i++) {
+		ASSERT_EQ(0, hold(w->ctl, points[i]));
+		pid = process_start(&p, &go, &came);
+		ASSERT_LE(0, pid);
+		if (!pid)
+			_exit(mirror_register(device_attach(w->device),
+					      w->buffer));
+		ASSERT_EQ(0, wait_held(w->ctl, points[i]));
+		ASSERT_EQ(0, kill(p.pid, SIGKILL));
+		ASSERT_EQ(0, resume(w->ctl, points[i]));
+		EXPECT_EQ(-1, process_end(&p));
+		events_read(w->ctl, &w->events);
+		EXPECT_EQ(events_count(&w->events, TEST_HMM_RELEASE),
+			  events_count(&w->events, TEST_HMM_FREED));
+		EXPECT_EQ(events_count(&w->events, TEST_HMM_REGISTERED),
+			  events_count(&w->events, TEST_HMM_RELEASE));
+	}
+}
+
+static int write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY);
+	ssize_t len = strlen(text);
+	int ret = fd < 0 || write(fd, text, len) != len ? -1 : 0;
+
+	if (fd >= 0)
+		close(fd);
+	return ret;
+}
+
+static int read_file(const char *path, char *text, size_t size)
+{
+	int fd = open(path, O_RDONLY);
+	ssize_t len = fd < 0 ? -1 : read(fd, text, size - 1);
+
+	if (fd >= 0)
+		close(fd);
+	if (len < 0)
+		return -1;
+	text[len] = 0;
+	return 0;
+}
+
+/* Each allocation on the way fails in turn: an errno, and nothing is left. T8, G11. */
+TEST_F(hmm, register_unwinds_at_each_failed_allocation)
+{
+	struct world *w = &self->w;
+	struct test_hmm_counts counts;
+	struct process p;
+	char text[16];
+	int go, came, nth, failed = 0, fd, len;
+	pid_t pid;
+
+	if (write_file("/sys/kernel/debug/failslab/ignore-gfp-wait", "N") ||
+	    access("/proc/self/fail-nth", W_OK))
+		SKIP(return, "needs CONFIG_FAILSLAB and FAULT_INJECTION_DEBUG_FS");
+	for (nth = 1; nth < 100; nth++) {
+		/* Each in a new address space, where nothing is armed yet */
+		pid = process_start(&p, &go, &came);
+		ASSERT_LE(0, pid);
+		if (!pid) {
+			/* Opened before: that allocates too */
+			int fail = open("/proc/thread-self/fail-nth", O_RDWR);
+
+			fd = device_attach(w->device);
+			len = snprintf(text, sizeof(text), "%d", nth);
+			if (fd < 0 || fail < 0 || write(fail, text, len) != len)
+				_exit(1);
+			errno = 0;
+			if (mirror_register(fd, w->buffer) && errno != ENOMEM)
+				_exit(2);
+			failed = errno;
+			memset(text, 0, sizeof(text));
+			/* What is left of the count: not so many allocations */
+			if (pread(fail, text, sizeof(text) - 1, 0) <= 0)
+				_exit(3);
+			if (pwrite(fail, "0", 1, 0) != 1 && write(fail, "0", 1) != 1)
+				_exit(3);
+			close(fd);
+			_exit(atoi(text) ? 4 : failed ? 5 : 6);
+		}
+		came = process_end(&p);
+		ASSERT_LE(4, came);
+		ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_COUNTS, &counts));
+		ASSERT_EQ(w->start.hmms, counts.hmms) {
+			TH_LOG("allocation %d", nth);
+		}
+		ASSERT_EQ(w->start.mirrors, counts.mirrors);
+		ASSERT_EQ(w->start.contexts, counts.contexts);
+		if (came == 4)
+			break;
+		failed += came == 5;
+	}
+	/* The dummy driver's two, HMM's one, mmu_notifier's one at least */
+	EXPECT_LE(4, failed);
+	EXPECT_LT(nth, 100);
+	TH_LOG("%d allocations failed in turn", failed);
+}
+
+static bool invalidate_stop;
+
+static void *invalidate_forever(void *buffer)
+{
+	while (!__atomic_load_n(&invalidate_stop, __ATOMIC_ACQUIRE)) {
+		madvise(buffer, NR_PAGES * page_size(), MADV_DONTNEED);
+		mprotect(buffer, page_size(), PROT_READ);
+		mprotect(buffer, page_size(), PROT_READ | PROT_WRITE);
+	}
+	return NULL;
+}
+
+/* Register and unregister while the pages under the device come and go. T4. */
+TEST_F(hmm, unregister_under_invalidations)
+{
+	struct world *w = &self->w;
+	pthread_t thread;
+	int i;
+
+	ASSERT_EQ(0, pthread_create(&thread, NULL, invalidate_forever, w->buffer));
+	for (i = 0; i < 50; i++) {
+		ASSERT_EQ(0, mirror_register(w->fd, w->buffer));
+		ASSERT_EQ(0, device_access(w->fd, TEST_HMM_RUN, 0, NR_PAGES, i));
+		ASSERT_EQ(0, ioctl(w->fd, i & 1 ? TEST_HMM_UNREGISTER :
+						  TEST_HMM_UNREGISTER_ASYNC));
+	}
+	__atomic_store_n(&invalidate_stop, true, __ATOMIC_RELEASE);
+	ASSERT_EQ(0, pthread_join(thread, NULL));
+	ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_SYNCHRONIZE));
+}
+
+/* The OOM killer reaps memory before exit does; the mirror is released once. T14. */
+TEST_F(hmm, oom_kill_releases_once)
+{
+	struct world *w = &self->w;
+	const char *group = "/sys/fs/cgroup/hmm-tests";
+	char path[64], text[32];
+	struct process p;
+	int go, came;
+	pid_t pid;
+
+	write_file("/sys/fs/cgroup/cgroup.subtree_control", "+memory");
+	if (mkdir(group, 0700) && errno != EEXIST)
+		SKIP(return, "needs cgroup2 on /sys/fs/cgroup");
+	snprintf(path, sizeof(path), "%s/memory.max", group);
+	if (write_file(path, "16M"))
+		SKIP(return, "needs the memory controller of cgroup2");
+	snprintf(path, sizeof(path), "%s/cgroup.procs", group);
+	pid = process_start(&p, &go, &came);
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		snprintf(text, sizeof(text), "%d", getpid());
+		if (write_file(path, text) ||
+		    mirror_register(w->fd, w->buffer) ||
+		    device_access(w->fd, TEST_HMM_RUN, 0, NR_PAGES, 1))
+			_exit(1);
+		wait_for_writes(w->buffer, 5);
+		for (;;) {
+			char *more = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE,
+					  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+			if (more == MAP_FAILED)
+				_exit(2);
+			memset(more, 1, 1 << 20);
+		}
+	}
+	/* Killed, that is */
+	EXPECT_EQ(-1, process_end(&p));
+	events_read(w->ctl, &w->events);
+	EXPECT_EQ(1, events_count(&w->events, TEST_HMM_RELEASE));
+	EXPECT_EQ(1, events_count(&w->events, TEST_HMM_STOPPED));
+	EXPECT_EQ(TEST_HMM_REASON_MM_EXIT,
+		  events_find(&w->events, TEST_HMM_RELEASE)->arg);
+	rmdir(group);
+}
+
+/* What an administrator sees: what there is, in which state, and since when. */
+TEST_F(hmm, debugfs_shows_devices_and_mirrors)
+{
+	struct world *w = &self->w;
+	char text[4096], want[64];
+
+	if (read_file("/sys/kernel/debug/hmm/counts", text, sizeof(text)))
+		SKIP(return, "needs debugfs on /sys/kernel/debug");
+	ASSERT_EQ(0, mirror_register(w->fd, w->buffer));
+	ASSERT_EQ(0, read_file("/sys/kernel/debug/hmm/devices", text,
+			       sizeof(text)));
+	snprintf(want, sizeof(want), "test%u registered 1 2\n", w->device);
+	EXPECT_NE(NULL, strstr(text, want)) {
+		TH_LOG("%s", text);
+	}
+	ASSERT_EQ(0, read_file("/sys/kernel/debug/hmm/mirrors", text,
+			       sizeof(text)));
+	EXPECT_NE(NULL, strstr(text, " registered live - 1 ")) {
+		TH_LOG("%s", text);
+	}
+	ASSERT_EQ(0, ioctl(w->fd, TEST_HMM_KILL));
+	ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_SYNCHRONIZE));
+	ASSERT_EQ(0, read_file("/sys/kernel/debug/hmm/mirrors", text,
+			       sizeof(text)));
+	EXPECT_NE(NULL, strstr(text, " registered released error 1 ")) {
+		TH_LOG("%s", text);
+	}
+	ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_DEVICE_UNPLUG));
+	ASSERT_EQ(0, read_file("/sys/kernel/debug/hmm/devices", text,
+			       sizeof(text)));
+	snprintf(want, sizeof(want), "test%u unplugged 1 2\n", w->device);
+	EXPECT_NE(NULL, strstr(text, want)) {
+		TH_LOG("%s", text);
+	}
 }
 
 TEST_HARNESS_MAIN
