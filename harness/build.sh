@@ -74,7 +74,8 @@ compile() {
 	if [[ $flavour == lint ]]; then
 		(cd "$obj" && xargs rm -f) < <(objects)
 		# shellcheck disable=SC2046 # one word for each object
-		kernel_make W=1 C=2 CHECK="sparse" $(objects)
+		kernel_make W=1 C=2 CHECK="sparse" $(objects) || return
+		rm "$obj/.hmm-building"
 		return
 	fi
 	[[ -e $obj/usr/include/.hmm-whole ]] || {
@@ -82,7 +83,9 @@ compile() {
 		touch "$obj/usr/include/.hmm-whole"
 	}
 	kernel_make bzImage modules || return
-	make -f "$HARNESS/guest/programs.mk" -j "$JOBS" TREE="$tree" OBJ="$obj" DEMO="$demo" || return
+	# By content, not time: the next run may be another checkout's.
+	rsync -rc --delete "$HARNESS/guest/" "$obj/hmm-guest/"
+	make -f "$obj/hmm-guest/programs.mk" -j "$JOBS" TREE="$tree" OBJ="$obj" DEMO="$demo" || return
 	rm "$obj/.hmm-building"
 }
 
@@ -95,7 +98,8 @@ build() {
 		return
 	elif [[ -e $obj/.hmm-built ]] && ! ours_failed "$tree" "$log"; then
 		excerpt "$log"
-		say "the build failed outside this project's files: the cached build may be damaged; building from scratch"
+		mv "$log" "$log.failed"
+		say "the build failed outside this project's files ($log.failed): the cache may be damaged; building from scratch"
 		rm -rf "$obj"
 		build
 		return
@@ -110,7 +114,7 @@ build() {
 check_objects() {
 	local file
 	while read -r file; do
-		[[ $file != *.c || $file == tools/* || -s $obj/${file%.c}.o ]] ||
+		[[ $file != *.c || $file == tools/* || $obj/${file%.c}.o -nt $tree/$file ]] ||
 			die "build: $file: imported but not built; check its Makefile hook and CONFIG line"
 	done < <(data files; data renames | cut -d' ' -f2)
 }
@@ -129,7 +133,7 @@ pack() {
 	mv "$temp"/{initramfs.cpio,bzImage} "$OUT/$flavour/"
 }
 
-need bc binutils bison busybox-static cpio flex gcc libc6-dev libelf-dev make patch perl-base python3-minimal \
+need bc binutils bison busybox-static cpio flex gcc libc6-dev libelf-dev make patch perl-base python3 \
 	qemu-system-x86 rsync
 lock_base
 mkdir -p "$OUT/$flavour"
@@ -140,7 +144,7 @@ demo=''
 if [[ $flavour != pristine ]]; then
 	"$HARNESS/import.sh" "$key"
 	tree=$HMM_CACHE/tree/$key
-	demo=$HARNESS/guest/demo.c
+	demo=$obj/hmm-guest/demo.c
 fi
 [[ -d $obj ]] || need_space 3
 build

@@ -12,7 +12,7 @@ set -euo pipefail
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 dir=$OUT/kunit
-need bc binutils bison flex gcc libc6-dev make patch perl-base python3-minimal rsync
+need bc binutils bison flex gcc libc6-dev make patch perl-base python3 rsync
 lock_out
 lock_base
 mkdir -p "$dir"

@@ -170,7 +170,7 @@ ours_failed() {
 	local file
 	while read -r file; do
 		file=$(land "$file" "$1")
-		! grep -qE "${file//./\\.}:[0-9]+|modpost: .*\[${file%.c}\.ko\]" "$2" || return 0
+		! grep -qE "${file//./\\.}:([0-9]|\()|modpost: .*\[${file%.c}\.ko\]" "$2" || return 0
 	done < <(data files; echo demo.c)
 	return 1
 }

@@ -99,7 +99,7 @@ check() {
 	fi
 }
 
-need codespell perl-base python3-minimal shellcheck sparse
+need codespell perl python3 shellcheck sparse
 lock_out
 lock_base
 "$HARNESS/build.sh" lint

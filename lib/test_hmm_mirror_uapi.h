@@ -86,6 +86,7 @@ enum test_hmm_point {
 	TEST_HMM_AT_RELEASE_WAIT,
 	TEST_HMM_AT_EXIT_DONE,
 	TEST_HMM_AT_UNREGISTER_WAIT,
+	TEST_HMM_AT_UNPLUG_DONE,
 	TEST_HMM_AT_DEVICE_WAIT,
 	TEST_HMM_AT_DEVICE_PUT,
 	TEST_HMM_IN_RELEASE,	/* the device is stopped, ->release() goes on */

@@ -34,7 +34,9 @@
  *	hmm_srcu, read side		walks of mirrors: look, take a reference
  *	RCU, read side			walks of hmm_table, and mirror->hmm
  *
- * All are spinlocks, held for a few lines and not over a callback.
+ * All are spinlocks, held for a few lines and not over a callback. Those inside
+ * objects and of the table are taken with interrupts off: a driver may call in
+ * under a lock that its interrupt takes.
  * hmm_device::lock and hmm::lock lie inside objects and so never hold off the
  * freeing of these: whoever takes one has a reference, and drops it after the
  * unlock. hmm_device::lock nests outside of hmm::lock so that a mirror appears on
@@ -185,6 +187,9 @@ MODULE_PARM_DESC(report_seconds,
 /* Keeps the references of a device far below where refcount_t saturates */
 #define HMM_DEVICE_MAX_MIRRORS	(UINT_MAX / 4)
 
+/* How often who waits for a release looks whether it can run it, in jiffies */
+#define HMM_STEAL_AGAIN		(HZ / 10 ?: 1)
+
 #define HMM_TABLE_BITS		8
 #define HMM_TASKS_BITS		6
 
@@ -249,8 +254,16 @@ struct hmm_tasks {
 DEFINE_STATIC_SRCU(hmm_srcu);
 static struct hmm_bucket hmm_table[1 << HMM_TABLE_BITS];
 static struct hmm_tasks hmm_tasks[1 << HMM_TASKS_BITS];
-static struct workqueue_struct *hmm_wq;		/* releases, ->free() */
-static struct workqueue_struct *hmm_mm_wq;	/* struct hmm; never a callback */
+/*
+ * Callbacks may sleep in WQ_MAX_ACTIVE workers at once. Those of exit and unplug, of
+ * which there may be many and whose owners need no worker, are not in the way of
+ * others, nor are those of others in the way of ->free(), which
+ * hmm_device_unregister() waits for.
+ */
+static struct workqueue_struct *hmm_many_wq;	/* releases of exit and unplug */
+static struct workqueue_struct *hmm_release_wq;	/* releases of kill and async */
+static struct workqueue_struct *hmm_free_wq;	/* ->free() */
+static struct workqueue_struct *hmm_mm_wq;	/* struct hmm: no callbacks */
 static LIST_HEAD(hmm_devices);			/* hmm_devices_lock */
 static DEFINE_SPINLOCK(hmm_devices_lock);
 static struct dentry *hmm_debugfs;
@@ -358,14 +371,14 @@ void hmm_test_quiesce(struct hmm_test_counts *counts)
 EXPORT_SYMBOL_GPL(hmm_test_quiesce);
 
 /**
- * hmm_test_set_workers() - Limit the releases and frees that workers do at once.
+ * hmm_test_set_workers() - Limit the releases of exits that workers do at once.
  * @max: How many, or 0 for as many as can be.
  *
  * Context: Process context. May sleep.
  */
 void hmm_test_set_workers(int max)
 {
-	workqueue_set_max_active(hmm_wq, max ?: WQ_MAX_ACTIVE);
+	workqueue_set_max_active(hmm_many_wq, max ?: WQ_MAX_ACTIVE);
 }
 EXPORT_SYMBOL_GPL(hmm_test_set_workers);
 #else
@@ -377,29 +390,25 @@ static inline void hmm_point(enum hmm_test_point point,
 
 static unsigned long hmm_report_after(void)
 {
-	return max(READ_ONCE(report_seconds), 1U) * HZ;
+	return clamp(READ_ONCE(report_seconds), 1U, 3600U) * HZ;
 }
 
-/* One turn of a wait for a driver; said when it takes long. False: not over yet. */
-static bool hmm_wait_once(struct completion *done, unsigned long start,
-			  const char *device, const char *what)
+static void hmm_report_wait(unsigned long start, const char *device,
+			    const char *what)
 {
-	if (wait_for_completion_timeout(done, hmm_report_after()))
-		return true;
-
 	pr_warn("%s: %s[%d] waits for %s since %lu seconds\n", device,
 		current->comm, task_pid_nr(current), what,
 		(jiffies - start) / HZ);
-	return false;
 }
 
+/* Wait for a driver; say so when it takes long, for nobody else will. */
 static void hmm_wait(struct completion *done, const char *device,
 		     const char *what)
 {
 	unsigned long start = jiffies;
 
-	while (!hmm_wait_once(done, start, device, what))
-		;
+	while (!wait_for_completion_timeout(done, hmm_report_after()))
+		hmm_report_wait(start, device, what);
 }
 
 /*
@@ -412,7 +421,11 @@ static int hmm_step_begin(void)
 	unsigned long flags;
 	int step;
 
-	/* TINY_SRCU counts without atomics, and an interrupt may begin a step */
+	/*
+	 * TINY_SRCU counts without atomics, and an interrupt may begin a step.
+	 * The price is that hmm_synchronize() may hear of the end of one only
+	 * when TINY_SRCU looks the next time, HZ / 10 later.
+	 */
 	local_irq_save(flags);
 	step = __srcu_read_lock(&hmm_steps);
 	local_irq_restore(flags);
@@ -460,8 +473,7 @@ static void hmm_watch_work(struct work_struct *work)
 		spin_unlock(&hmm_tasks[i].lock);
 	}
 	if (busy)
-		queue_delayed_work(hmm_mm_wq, to_delayed_work(work),
-				   hmm_report_after());
+		schedule_delayed_work(to_delayed_work(work), hmm_report_after());
 }
 
 static DECLARE_DELAYED_WORK(hmm_watch, hmm_watch_work);
@@ -485,8 +497,7 @@ static void hmm_callback_enter(struct hmm_callback *callback,
 	hlist_add_head(&callback->node, &tasks->callbacks);
 	spin_unlock(&tasks->lock);
 	if (!delayed_work_pending(&hmm_watch))
-		queue_delayed_work(hmm_mm_wq, &hmm_watch,
-				   hmm_report_after());
+		schedule_delayed_work(&hmm_watch, hmm_report_after());
 	lock_map_acquire_read(&hmm_callback_map);
 	lock_map_acquire_read(&device->callback_map);
 }
@@ -547,7 +558,7 @@ static bool hmm_in_callback(void)
  *
  * Created by:    __hmm_device_register(), with one reference, the driver's.
  * Pinned by:     each mirror, from hmm_device_get() in hmm_mirror_register()
- *                until hmm_mirror_finish().
+ *                until hmm_mirror_finish(); hmm_device_unplug() while it runs.
  * Dead when:     hmm_device_unregister() made its state other than REGISTERED
  *                under the lock: hmm_mirror_link() refuses mirrors then.
  * Freed by:      the driver, after hmm_device_unregister() returned 0, which
@@ -576,11 +587,10 @@ static bool hmm_device_is_there(struct hmm_device *device)
 	return state == HMM_DEVICE_REGISTERED || state == HMM_DEVICE_UNPLUGGED;
 }
 
-/* NULL if @device takes no mirrors; needs no lock that may not be there yet. */
+/* NULL if @device is not there; needs no lock that may not be there either. */
 static struct hmm_device *hmm_device_get(struct hmm_device *device)
 {
-	/* Pairs with the release in __hmm_device_register() */
-	if (smp_load_acquire(&device->state) != HMM_DEVICE_REGISTERED ||
+	if (!hmm_device_is_there(device) ||
 	    !kref_get_unless_zero(&device->kref))
 		return NULL;
 
@@ -623,7 +633,7 @@ static void hmm_mirror_queue_free(struct kref *kref)
 {
 	struct hmm_mirror *mirror = container_of(kref, struct hmm_mirror, kref);
 
-	queue_work(hmm_wq, &mirror->work);
+	queue_work(hmm_free_wq, &mirror->work);
 }
 
 static void hmm_mirror_unuse(struct hmm_mirror *mirror)
@@ -728,11 +738,12 @@ static void hmm_unused(struct kref *kref)
 {
 	struct hmm *hmm = container_of(kref, struct hmm, kref);
 	struct hmm_bucket *bucket = hmm_bucket_of(hmm->mm);
+	unsigned long flags;
 
-	spin_lock(&bucket->lock);
+	spin_lock_irqsave(&bucket->lock, flags);
 	/* Not hashed if another thread was quicker in hmm_get() */
 	hlist_del_init_rcu(&hmm->node);
-	spin_unlock(&bucket->lock);
+	spin_unlock_irqrestore(&bucket->lock, flags);
 
 	queue_work(hmm_mm_wq, &hmm->free_work);
 }
@@ -788,14 +799,15 @@ static void hmm_mirror_unlink(struct hmm_mirror *mirror)
 {
 	struct hmm_device *device = mirror->device;
 	struct hmm *hmm = rcu_dereference_protected(mirror->hmm, true);
+	unsigned long flags;
 
-	spin_lock(&device->lock);
+	spin_lock_irqsave(&device->lock, flags);
 	list_move_tail(&mirror->device_node, &device->released);
-	spin_unlock(&device->lock);
+	spin_unlock_irqrestore(&device->lock, flags);
 
-	spin_lock(&hmm->lock);
+	spin_lock_irqsave(&hmm->lock, flags);
 	list_del_rcu(&mirror->node);
-	spin_unlock(&hmm->lock);
+	spin_unlock_irqrestore(&hmm->lock, flags);
 	/*
 	 * No grace period is begun: one that is not expedited would be in the
 	 * way of the one that hmm_mirror_finish() expedites.
@@ -823,7 +835,8 @@ static void hmm_mirror_release(struct hmm_mirror *mirror)
 	device->ops->release(mirror);
 	hmm_callback_exit(&callback);
 	hmm_point(HMM_POINT_RELEASE_RETURNED, mirror);
-	trace_hmm_release(device->name, mirror, mirror->mm, mirror->reason,
+	trace_hmm_release(device->name, mirror, mirror->mm,
+			  READ_ONCE(mirror->reason),
 			  ktime_to_ns(ktime_sub(ktime_get(), start)));
 
 	hmm_mirror_unlink(mirror);
@@ -834,10 +847,24 @@ static void hmm_mirror_release(struct hmm_mirror *mirror)
 }
 
 /* For the owner, who is a user; the work becomes one, and owner in its stead. */
-static void hmm_mirror_queue_release(struct hmm_mirror *mirror)
+static void hmm_mirror_queue_release(struct hmm_mirror *mirror,
+				     struct workqueue_struct *wq)
 {
 	refcount_inc(&mirror->users);
-	queue_work(hmm_wq, &mirror->work);
+	/* Only once for each mirror, and see hmm_mirror_steal() */
+	WARN_ON_ONCE(!queue_work(wq, &mirror->work));
+}
+
+/*
+ * Take a release that is queued, and that no worker has begun; its user comes with
+ * it. Not cancel_work() alone: on work that is idle that looks, for a moment, as if
+ * it was pending, to a queue_work() that does nothing then. What is pending is
+ * queued already, and a release is queued once; ->free() is not while there are
+ * users, of whom the caller is one.
+ */
+static bool hmm_mirror_steal(struct hmm_mirror *mirror)
+{
+	return work_pending(&mirror->work) && cancel_work(&mirror->work);
 }
 
 /*
@@ -847,17 +874,26 @@ static void hmm_mirror_queue_release(struct hmm_mirror *mirror)
 static void hmm_mirror_settle(struct hmm_mirror *mirror)
 {
 	unsigned long start = jiffies;
+	unsigned long report = start + hmm_report_after();
 
 	hmm_point(HMM_POINT_RELEASE_WAIT, mirror);
-	do {
-		if (cancel_work(&mirror->work)) {
+	while (!try_wait_for_completion(&mirror->released)) {
+		if (hmm_mirror_steal(mirror)) {
 			hmm_mirror_release(mirror);
 			/* Pairs with hmm_mirror_queue_release() */
 			hmm_mirror_unuse(mirror);
 			return;
 		}
-	} while (!hmm_wait_once(&mirror->released, start, mirror->device->name,
-				"->release()"));
+		/* The owner may be about to queue it: look again */
+		if (wait_for_completion_timeout(&mirror->released,
+						HMM_STEAL_AGAIN))
+			return;
+		if (time_after(jiffies, report)) {
+			hmm_report_wait(start, mirror->device->name,
+					"->release()");
+			report = jiffies + hmm_report_after();
+		}
+	}
 }
 
 /* The end of the last reference: nobody has or can find one. See below. */
@@ -925,7 +961,7 @@ static struct hmm_mirror *hmm_mm_exit_begin(struct hmm *hmm)
 				first = mirror;
 				continue;
 			}
-			hmm_mirror_queue_release(mirror);
+			hmm_mirror_queue_release(mirror, hmm_many_wq);
 		}
 		hmm_mirror_unuse(mirror);
 	}
@@ -1021,6 +1057,7 @@ static struct hmm *hmm_get(struct mm_struct *mm)
 {
 	struct hmm_bucket *bucket = hmm_bucket_of(mm);
 	struct hmm *hmm, *created;
+	unsigned long flags;
 
 	rcu_read_lock();
 	hmm = hmm_find(bucket, mm);
@@ -1033,11 +1070,11 @@ static struct hmm *hmm_get(struct mm_struct *mm)
 		return created;
 	hmm_point(HMM_POINT_REGISTER_CREATED, NULL);
 
-	spin_lock(&bucket->lock);
+	spin_lock_irqsave(&bucket->lock, flags);
 	hmm = hmm_find(bucket, mm);
 	if (!hmm)
 		hlist_add_head_rcu(&created->node, &bucket->hmms);
-	spin_unlock(&bucket->lock);
+	spin_unlock_irqrestore(&bucket->lock, flags);
 	if (!hmm)
 		return created;
 
@@ -1059,13 +1096,14 @@ static void hmm_mirror_finish(struct hmm_mirror *mirror)
 	struct hmm_device *device = mirror->device;
 	struct mm_struct *mm = mirror->mm;
 	struct hmm_callback callback;
+	unsigned long flags;
 
 	if (!poll_state_synchronize_srcu(&hmm_srcu, mirror->unlink_gp))
 		synchronize_srcu_expedited(&hmm_srcu);
 
-	spin_lock(&device->lock);
+	spin_lock_irqsave(&device->lock, flags);
 	list_del(&mirror->device_node);
-	spin_unlock(&device->lock);
+	spin_unlock_irqrestore(&device->lock, flags);
 	trace_hmm_free(device->name, mirror, mm);
 
 	mirror->mm = NULL;
@@ -1107,15 +1145,16 @@ static int hmm_mirror_link(struct hmm_mirror *mirror, struct hmm_device *device,
 			   struct mm_struct *mm, struct hmm *hmm)
 {
 	int ret = 0;
+	unsigned long flags;
 
-	spin_lock(&device->lock);
+	spin_lock_irqsave(&device->lock, flags);
 	if (device->state != HMM_DEVICE_REGISTERED) {
 		ret = -ENODEV;
 	} else if (device->nr_registered == HMM_DEVICE_MAX_MIRRORS) {
 		ret = -EOVERFLOW;
 	} else {
 		hmm_mirror_init(mirror, mm, hmm);
-		device->nr_registered++;
+		WRITE_ONCE(device->nr_registered, device->nr_registered + 1);
 		mirror->registered = true;
 		list_add_tail(&mirror->device_node, &device->mirrors);
 		spin_lock(&hmm->lock);
@@ -1124,7 +1163,7 @@ static int hmm_mirror_link(struct hmm_mirror *mirror, struct hmm_device *device,
 		hmm_count(mirrors, 1);
 		trace_hmm_register(device->name, mirror, mm);
 	}
-	spin_unlock(&device->lock);
+	spin_unlock_irqrestore(&device->lock, flags);
 
 	return ret;
 }
@@ -1134,17 +1173,18 @@ static struct hmm_device *hmm_mirror_deregister(struct hmm_mirror *mirror)
 {
 	struct hmm_device *device = READ_ONCE(mirror->device);
 	bool registered;
+	unsigned long flags;
 
 	if (!device)
 		return NULL;
 
-	spin_lock(&device->lock);
+	spin_lock_irqsave(&device->lock, flags);
 	registered = mirror->registered;
 	if (registered) {
 		mirror->registered = false;
-		device->nr_registered--;
+		WRITE_ONCE(device->nr_registered, device->nr_registered - 1);
 	}
-	spin_unlock(&device->lock);
+	spin_unlock_irqrestore(&device->lock, flags);
 
 	return registered ? device : NULL;
 }
@@ -1305,8 +1345,8 @@ EXPORT_SYMBOL_GPL(hmm_mirror_unregister);
  * is not registered or for one whose device has no ->free() does nothing, and
  * warns, once a boot.
  *
- * Context: Process context, callbacks of HMM and of mmu_notifier included, under
- * whatever locks. Does not sleep.
+ * Context: Process context, atomic or not, callbacks of HMM and of mmu_notifier
+ * included. Does not sleep. (PREEMPT_RT: not under a raw spinlock.)
  */
 void hmm_mirror_unregister_async(struct hmm_mirror *mirror)
 {
@@ -1324,7 +1364,7 @@ void hmm_mirror_unregister_async(struct hmm_mirror *mirror)
 	mirror->step = hmm_step_begin();
 	mirror->async = true;
 	if (hmm_mirror_own(mirror, HMM_RELEASE_UNREGISTER))
-		hmm_mirror_queue_release(mirror);
+		hmm_mirror_queue_release(mirror, hmm_release_wq);
 	/* Pairs with the refcount_set() in hmm_mirror_init() */
 	hmm_mirror_unuse(mirror);
 }
@@ -1351,7 +1391,7 @@ void hmm_mirror_kill(struct hmm_mirror *mirror)
 	owner = hmm_mirror_own(mirror, HMM_RELEASE_ERROR);
 	hmm_mirror_due(mirror);
 	if (owner)
-		hmm_mirror_queue_release(mirror);
+		hmm_mirror_queue_release(mirror, hmm_release_wq);
 	hmm_mirror_unuse(mirror);
 }
 EXPORT_SYMBOL_GPL(hmm_mirror_kill);
@@ -1409,7 +1449,8 @@ EXPORT_SYMBOL_GPL(hmm_mirror_release_reason);
  * @mm: An address space that the caller has mm_count of.
  *
  * For drivers that get an address space or its PASID from a fault or from another
- * process. If there are several mirrors any of them is returned. A mirror whose
+ * process. Looks at the mirrors of @mm one after the other; if there are several of
+ * @device any of them is returned. A mirror whose
  * release has begun is not; one that is returned may be released at any time, but
  * stays until its reference is dropped by hmm_mirror_put().
  *
@@ -1459,7 +1500,8 @@ EXPORT_SYMBOL_GPL(hmm_mirror_find);
  * pins like this one are left of mm_users: workers that pin in turn cannot keep
  * the memory of a process that is gone.
  *
- * Context: Process context, also atomic. Does not sleep.
+ * Context: Process context, atomic or not. Does not sleep. (PREEMPT_RT: not under a
+ * raw spinlock.)
  * Return: Whether the address space is pinned.
  */
 bool hmm_mirror_mm_get(struct hmm_mirror *mirror)
@@ -1467,6 +1509,7 @@ bool hmm_mirror_mm_get(struct hmm_mirror *mirror)
 	struct mm_struct *mm = mirror->mm;
 	struct hmm *hmm;
 	bool pinned;
+	unsigned long flags;
 
 	rcu_read_lock();
 	hmm = rcu_dereference(mirror->hmm);
@@ -1477,13 +1520,13 @@ bool hmm_mirror_mm_get(struct hmm_mirror *mirror)
 		return false;
 
 	/* The lock makes mm_pins and what they add to mm_users change as one */
-	spin_lock(&hmm->lock);
+	spin_lock_irqsave(&hmm->lock, flags);
 	pinned = READ_ONCE(mirror->reason) == HMM_RELEASE_NONE &&
 		 atomic_read(&mm->mm_users) > hmm->mm_pins &&
 		 mmget_not_zero(mm);
 	if (pinned)
 		hmm->mm_pins++;
-	spin_unlock(&hmm->lock);
+	spin_unlock_irqrestore(&hmm->lock, flags);
 
 	/* A pin keeps its reference: hmm_mirror_mm_put() finds @hmm by it */
 	if (!pinned)
@@ -1500,24 +1543,31 @@ EXPORT_SYMBOL_GPL(hmm_mirror_mm_get);
  * If this drops the last of mm_users, exit and ->release() run in a worker: the
  * caller may be one that ->release() waits for.
  *
- * Context: Process context, also atomic. Does not sleep.
+ * Context: Process context, atomic or not. Does not sleep. (PREEMPT_RT: not under a
+ * raw spinlock.)
  */
 void hmm_mirror_mm_put(struct hmm_mirror *mirror)
 {
 	struct mm_struct *mm = mirror->mm;
+	bool pinned = false;
 	struct hmm *hmm;
+	unsigned long flags;
 
 	rcu_read_lock();
 	hmm = hmm_find(hmm_bucket_of(mm), mm);
 	rcu_read_unlock();
-	if (WARN_ONCE(!hmm, "%s() of what is not pinned\n", __func__))
+	if (hmm) {
+		spin_lock_irqsave(&hmm->lock, flags);
+		pinned = hmm->mm_pins > 0;
+		if (pinned) {
+			hmm->mm_pins--;
+			mmput_async(mm);
+		}
+		spin_unlock_irqrestore(&hmm->lock, flags);
+		hmm_put(hmm);
+	}
+	if (WARN_ONCE(!pinned, "%s() of what is not pinned\n", __func__))
 		return;
-
-	spin_lock(&hmm->lock);
-	hmm->mm_pins--;
-	mmput_async(mm);
-	spin_unlock(&hmm->lock);
-	hmm_put(hmm);
 	/* Pairs with the one that hmm_mirror_mm_get() kept */
 	hmm_put(hmm);
 }
@@ -1535,7 +1585,7 @@ int __hmm_device_register(struct hmm_device *device,
 	if (!device || !ops || !ops->release || !name || !*name)
 		return -EINVAL;
 	/* Built in, without the memory for it at boot */
-	if (!hmm_wq)
+	if (!hmm_mm_wq)
 		return -ENODEV;
 	if (cmpxchg(&device->state, HMM_DEVICE_UNREGISTERED,
 		    HMM_DEVICE_CHANGING) != HMM_DEVICE_UNREGISTERED)
@@ -1565,28 +1615,30 @@ EXPORT_SYMBOL_GPL(__hmm_device_register);
 static void hmm_device_unplug_begin(struct hmm_device *device)
 {
 	struct hmm_mirror *mirror;
+	unsigned long flags;
 
-	spin_lock(&device->lock);
+	spin_lock_irqsave(&device->lock, flags);
 	if (device->state == HMM_DEVICE_REGISTERED)
 		WRITE_ONCE(device->state, HMM_DEVICE_UNPLUGGED);
 	/* Who is on this list has a user, at least the owner of its release */
 	list_for_each_entry(mirror, &device->mirrors, device_node)
 		if (hmm_mirror_own(mirror, HMM_RELEASE_DEVICE_GONE))
-			hmm_mirror_queue_release(mirror);
-	spin_unlock(&device->lock);
+			hmm_mirror_queue_release(mirror, hmm_many_wq);
+	spin_unlock_irqrestore(&device->lock, flags);
 }
 
 /* The caller becomes a user. */
 static struct hmm_mirror *hmm_device_first_mirror(struct hmm_device *device)
 {
 	struct hmm_mirror *mirror;
+	unsigned long flags;
 
-	spin_lock(&device->lock);
+	spin_lock_irqsave(&device->lock, flags);
 	mirror = list_first_entry_or_null(&device->mirrors, struct hmm_mirror,
 					  device_node);
 	if (mirror)
 		refcount_inc(&mirror->users);
-	spin_unlock(&device->lock);
+	spin_unlock_irqrestore(&device->lock, flags);
 
 	return mirror;
 }
@@ -1617,8 +1669,8 @@ void hmm_device_unplug(struct hmm_device *device)
 	if (WARN_ONCE(hmm_in_callback(),
 		      "%s() in a callback of HMM\n", __func__))
 		return;
-	/* The lock is one only after registration */
-	if (WARN_ONCE(!hmm_device_is_there(device),
+	/* The last mirror may be unregistered, and so @device, before this ends */
+	if (WARN_ONCE(!hmm_device_get(device),
 		      "%s() of an unregistered device\n", __func__))
 		return;
 	hmm_callback_might_wait(device);
@@ -1629,8 +1681,10 @@ void hmm_device_unplug(struct hmm_device *device)
 		hmm_mirror_unuse(mirror);
 		nr++;
 	}
+	hmm_point(HMM_POINT_UNPLUG_DONE, NULL);
 	trace_hmm_unplug(device->name, nr,
 			 ktime_to_ns(ktime_sub(ktime_get(), start)));
+	hmm_device_put(device);
 }
 EXPORT_SYMBOL_GPL(hmm_device_unplug);
 
@@ -1638,8 +1692,9 @@ EXPORT_SYMBOL_GPL(hmm_device_unplug);
 static int hmm_device_close(struct hmm_device *device, struct completion *unused)
 {
 	int ret = 0;
+	unsigned long flags;
 
-	spin_lock(&device->lock);
+	spin_lock_irqsave(&device->lock, flags);
 	if (!hmm_device_is_there(device)) {
 		ret = -EINVAL;
 	} else if (device->nr_registered) {
@@ -1648,7 +1703,7 @@ static int hmm_device_close(struct hmm_device *device, struct completion *unused
 		device->unused = unused;
 		WRITE_ONCE(device->state, HMM_DEVICE_CHANGING);
 	}
-	spin_unlock(&device->lock);
+	spin_unlock_irqrestore(&device->lock, flags);
 
 	return ret;
 }
@@ -1766,6 +1821,8 @@ static void hmm_debugfs_mirrors_of(struct seq_file *m, struct hmm_device *device
 	list_for_each_entry(mirror, mirrors, device_node) {
 		enum hmm_release_reason reason = READ_ONCE(mirror->reason);
 
+		if (seq_has_overflowed(m))
+			return;
 		seq_printf(m, "%s %p %p %s %s %s %u %lu\n", device->name, mirror,
 			   mirror->mm,
 			   mirror->registered ? "registered" : "unregistered",
@@ -1779,14 +1836,18 @@ static void hmm_debugfs_mirrors_of(struct seq_file *m, struct hmm_device *device
 static int hmm_debugfs_mirrors_show(struct seq_file *m, void *unused)
 {
 	struct hmm_device *device;
+	unsigned long flags;
 
 	seq_puts(m, "device mirror mm registration state reason references age_s\n");
 	spin_lock(&hmm_devices_lock);
 	list_for_each_entry(device, &hmm_devices, node) {
-		spin_lock(&device->lock);
+		spin_lock_irqsave(&device->lock, flags);
 		hmm_debugfs_mirrors_of(m, device, &device->mirrors, false);
 		hmm_debugfs_mirrors_of(m, device, &device->released, true);
-		spin_unlock(&device->lock);
+		spin_unlock_irqrestore(&device->lock, flags);
+		/* It is shown again, with more room */
+		if (seq_has_overflowed(m))
+			break;
 	}
 	spin_unlock(&hmm_devices_lock);
 	return 0;
@@ -1804,6 +1865,18 @@ static void __init hmm_debugfs_init(void)
 			    &hmm_debugfs_mirrors_fops);
 }
 
+static void hmm_destroy_queues(void)
+{
+	if (hmm_many_wq)
+		destroy_workqueue(hmm_many_wq);
+	if (hmm_release_wq)
+		destroy_workqueue(hmm_release_wq);
+	if (hmm_free_wq)
+		destroy_workqueue(hmm_free_wq);
+	if (hmm_mm_wq)
+		destroy_workqueue(hmm_mm_wq);
+}
+
 static int __init hmm_init(void)
 {
 	unsigned int i;
@@ -1818,12 +1891,15 @@ static int __init hmm_init(void)
 	 * Not WQ_MEM_RECLAIM: a callback that flushes an ordinary queue would be
 	 * warned of, and who needs memory back runs its releases itself.
 	 */
-	hmm_mm_wq = alloc_workqueue("hmm_mm", WQ_UNBOUND, 0);
-	if (!hmm_mm_wq)
-		return -ENOMEM;
-	hmm_wq = alloc_workqueue("hmm", WQ_UNBOUND, WQ_MAX_ACTIVE);
-	if (!hmm_wq) {
-		destroy_workqueue(hmm_mm_wq);
+	hmm_many_wq = alloc_workqueue("hmm_many", WQ_UNBOUND, WQ_MAX_ACTIVE);
+	hmm_release_wq = alloc_workqueue("hmm_release", WQ_UNBOUND,
+					 WQ_MAX_ACTIVE);
+	hmm_free_wq = alloc_workqueue("hmm_free", WQ_UNBOUND, WQ_MAX_ACTIVE);
+	/* The last: what says that there is all that devices need */
+	if (hmm_many_wq && hmm_release_wq && hmm_free_wq)
+		hmm_mm_wq = alloc_workqueue("hmm_mm", WQ_UNBOUND, 0);
+	if (!hmm_mm_wq) {
+		hmm_destroy_queues();
 		return -ENOMEM;
 	}
 	hmm_debugfs_init();
@@ -1838,9 +1914,8 @@ static int __init hmm_init(void)
 static void __exit hmm_exit(void)
 {
 	debugfs_remove_recursive(hmm_debugfs);
-	destroy_workqueue(hmm_wq);
 	cancel_delayed_work_sync(&hmm_watch);
-	destroy_workqueue(hmm_mm_wq);
+	hmm_destroy_queues();
 }
 
 subsys_initcall(hmm_init);

@@ -16,9 +16,12 @@ CFLAGS := -Wall -O2 -U_FORTIFY_SOURCE -D_GNU_SOURCE= -MMD -MP -I$(TREE) -I$(TREE
 
 all: $(TESTS:%=$(BIN)/%) $(if $(DEMO),$(BIN)/demo)
 
-$(BIN)/%: $(SELFTESTS)/%.c $(HELPERS) | $(BIN)/obj
-	cd $(BIN)/obj && gcc $(CFLAGS) -c $(HELPERS) && gcc $(CFLAGS) -include $(HERE)/patience.h -c $<
-	gcc -static -o $@ $(BIN)/obj/$*.o $(patsubst %.c,$(BIN)/obj/%.o,$(notdir $(HELPERS))) -lrt -lpthread -lm
+$(TESTS:%=$(BIN)/%): $(BIN)/%: $(BIN)/obj/%.o $(HELPERS:$(SELFTESTS)/%.c=$(BIN)/obj/%.o)
+	gcc -static -o $@ $^ -lrt -lpthread -lm
+
+$(TESTS:%=$(BIN)/obj/%.o): CFLAGS += -include $(HERE)/patience.h
+$(BIN)/obj/%.o: $(SELFTESTS)/%.c | $(BIN)/obj
+	gcc $(CFLAGS) -c -o $@ $<
 
 $(BIN)/demo: $(DEMO) | $(BIN)/obj
 	gcc $(CFLAGS) -Werror -MF $(BIN)/obj/demo.d -static -o $@ $<

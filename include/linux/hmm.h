@@ -149,7 +149,7 @@ int __hmm_device_register(struct hmm_device *device,
  * Once this returns 0, hmm_mirror_register() accepts @device. Each place that
  * calls this has a lockdep class of its own for the callbacks of its devices.
  *
- * Context: Any context that may take a spinlock.
+ * Context: Process context. Does not sleep.
  * Return:
  * * 0 - @device is registered.
  * * %-EINVAL - @device, @ops, its release or @name is NULL, or @name is empty.

@@ -32,6 +32,7 @@ struct hmm_mirror;
  * @HMM_POINT_EXIT_DONE: mm exit is done with the mirror, but still a user of it.
  * @HMM_POINT_UNREGISTER_WAIT: hmm_mirror_unregister() waits for the other
  *	references next.
+ * @HMM_POINT_UNPLUG_DONE: hmm_device_unplug() has no mirror left, and returns next.
  * @HMM_POINT_DEVICE_WAIT: hmm_device_unregister() takes no more mirrors, and
  *	waits for the references of those that were next.
  * @HMM_POINT_DEVICE_PUT: The reference of a mirror to its device is dropped
@@ -48,6 +49,7 @@ enum hmm_test_point {
 	HMM_POINT_RELEASE_WAIT,
 	HMM_POINT_EXIT_DONE,
 	HMM_POINT_UNREGISTER_WAIT,
+	HMM_POINT_UNPLUG_DONE,
 	HMM_POINT_DEVICE_WAIT,
 	HMM_POINT_DEVICE_PUT,
 	HMM_NR_POINTS

@@ -70,6 +70,7 @@ struct gpu_context {
 	void (*in_release)(struct gpu_context *context);
 	struct gpu_context *other;
 	struct gpu *gpu;
+	struct completion entered;	/* ->release() has begun */
 	struct completion came;
 	bool worked;
 	int ret;
@@ -205,6 +206,7 @@ static void gpu_release(struct hmm_mirror *mirror)
 	if (atomic_read(&context->nr_free))
 		context->free_before_release = true;
 	context->reason = hmm_mirror_release_reason(mirror);
+	complete_all(&context->entered);
 	if (context->in_release)
 		context->in_release(context);
 	gate_pass(GATE_IN_RELEASE);
@@ -261,6 +263,7 @@ static struct gpu_context *context_new(struct kunit *test)
 	struct gpu_context *context = kzalloc(sizeof(*context), GFP_KERNEL);
 
 	KUNIT_ASSERT_NOT_NULL(test, context);
+	init_completion(&context->entered);
 	init_completion(&context->came);
 	return context;
 }
@@ -1221,6 +1224,18 @@ static void hmm_release_may_unregister_async_kill_and_put(struct kunit *test)
 	mmput(s.mm);
 }
 
+static void wait_in_release(struct gpu_context *context)
+{
+	context->ret = wait_for_completion_timeout(&context->came,
+						   msecs_to_jiffies(LIMIT_MS));
+}
+
+static bool context_entered(struct gpu_context *context)
+{
+	return wait_for_completion_timeout(&context->entered,
+					   msecs_to_jiffies(LIMIT_MS));
+}
+
 /* G9. One callback sleeps: whom it must not hold up. */
 static void hmm_sleeping_release_delays_nobody_else(struct kunit *test)
 {
@@ -1235,9 +1250,9 @@ static void hmm_sleeping_release_delays_nobody_else(struct kunit *test)
 	same_gpu = context_register(test, slow.gpu, mm);
 	bystander = context_register(test, other, mm);
 
-	gate_close(GATE_IN_RELEASE);
+	slow.context->in_release = wait_in_release;
 	scene_start(&slow, &exit, PATH_EXIT);
-	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_RELEASE));
+	KUNIT_EXPECT_TRUE(test, context_entered(slow.context));
 
 	/* Another mirror of that process, of that device, and another process */
 	hmm_mirror_unregister(&same_mm->mirror);
@@ -1247,7 +1262,7 @@ static void hmm_sleeping_release_delays_nobody_else(struct kunit *test)
 	gpu_end(test, other);
 	KUNIT_EXPECT_TRUE(test, job_waits(&exit));
 
-	gate_open(GATE_IN_RELEASE);
+	complete_all(&slow.context->came);
 	KUNIT_EXPECT_TRUE(test, job_end(&exit));
 	hmm_mirror_unregister(&slow.context->mirror);
 	context_end(test, slow.context, HMM_RELEASE_MM_EXIT, 1);
@@ -1257,34 +1272,52 @@ static void hmm_sleeping_release_delays_nobody_else(struct kunit *test)
 	gpu_end(test, slow.gpu);
 }
 
-/* G11. No worker can be had: exit does what it has queued. */
+/*
+ * G11, G9. Releases of one process have all the workers there are: the exit of
+ * another does what it has queued itself, and a kill has workers of its own.
+ */
 static void hmm_exit_without_workers_releases_all(struct kunit *test)
 {
-	struct scene blocked = {}, s = {};
-	struct gpu_context *more[2];
-	struct job exit;
+	struct scene blocked = {}, s = {}, failed = {};
+	struct gpu_context *more[2], *second;
+	struct job exit, other_exit;
 	int i;
 
 	scene_set(test, &blocked);
+	second = context_register(test, blocked.gpu, blocked.mm);
+	blocked.context->in_release = wait_in_release;
+	second->in_release = wait_in_release;
+	scene_set(test, &failed);
 	scene_set(test, &s);
 	for (i = 0; i < 2; i++)
 		more[i] = context_register(test, s.gpu, s.mm);
 	hmm_test_set_workers(1);
-	gate_close(GATE_IN_RELEASE);
-	hmm_mirror_kill(&blocked.context->mirror);
-	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_RELEASE));
+	scene_start(&blocked, &other_exit, PATH_EXIT);
+	KUNIT_EXPECT_TRUE(test, context_entered(blocked.context));
+	KUNIT_EXPECT_TRUE(test, context_entered(second));
 
 	scene_start(&s, &exit, PATH_EXIT);
 	KUNIT_EXPECT_TRUE(test, job_end(&exit));
-	gate_open(GATE_IN_RELEASE);
+	hmm_mirror_kill(&failed.context->mirror);
+	hmm_synchronize();
+	KUNIT_EXPECT_EQ(test, atomic_read(&failed.context->nr_release), 1);
+	complete_all(&blocked.context->came);
+	complete_all(&second->came);
+	KUNIT_EXPECT_TRUE(test, job_end(&other_exit));
 	hmm_test_set_workers(0);
+	/* They did not wait in vain */
+	KUNIT_EXPECT_NE(test, blocked.context->ret, 0);
+	KUNIT_EXPECT_NE(test, second->ret, 0);
 
+	hmm_mirror_unregister(&second->mirror);
+	context_end(test, second, HMM_RELEASE_MM_EXIT, 1);
 	for (i = 0; i < 2; i++) {
 		hmm_mirror_unregister(&more[i]->mirror);
 		context_end(test, more[i], HMM_RELEASE_MM_EXIT, 1);
 	}
 	scene_end(test, &s, PATH_EXIT, PATH_KILL);
-	scene_end(test, &blocked, PATH_KILL, PATH_KILL);
+	scene_end(test, &failed, PATH_KILL, PATH_KILL);
+	scene_end(test, &blocked, PATH_EXIT, PATH_KILL);
 }
 
 struct interrupt {
@@ -1444,12 +1477,6 @@ static void job_last_pin(void *arg)
 	complete_all(&context->came);
 }
 
-static void wait_in_release(struct gpu_context *context)
-{
-	context->ret = wait_for_completion_timeout(&context->came,
-						   msecs_to_jiffies(LIMIT_MS));
-}
-
 /* G15, D2. The worker that ->release() waits for drops the last pin. */
 static void hmm_last_pin_in_a_worker_that_release_waits_for(struct kunit *test)
 {
@@ -1501,6 +1528,31 @@ static void hmm_unplug_releases_all_and_refuses_new(struct kunit *test)
 	context_end(test, third, HMM_RELEASE_MM_EXIT, 0);
 	gpu_end(test, s.gpu);
 	gpu_end(test, other);
+}
+
+/* G4. Unplug is through with the last mirror, and not with the device. */
+static void hmm_device_unregister_waits_for_unplug(struct kunit *test)
+{
+	struct scene s = {};
+	struct job unplug, remove;
+
+	scene_set(test, &s);
+	gate_close(HMM_POINT_UNPLUG_DONE);
+	scene_start(&s, &unplug, PATH_UNPLUG);
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_UNPLUG_DONE));
+	hmm_mirror_unregister(&s.context->mirror);
+	gate_close(HMM_POINT_DEVICE_WAIT);
+	job_start(&remove, job_device_unregister, s.gpu);
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_DEVICE_WAIT));
+	gate_open(HMM_POINT_DEVICE_WAIT);
+	KUNIT_EXPECT_TRUE(test, job_waits(&remove));
+
+	gate_open(HMM_POINT_UNPLUG_DONE);
+	KUNIT_EXPECT_TRUE(test, job_end(&remove));
+	kfree(s.gpu);
+	KUNIT_EXPECT_TRUE(test, job_end(&unplug));
+	context_end(test, s.context, HMM_RELEASE_DEVICE_GONE, 1);
+	mmput(s.mm);
 }
 
 static void meet_in_release(struct gpu_context *context)
@@ -1779,6 +1831,7 @@ static struct kunit_case hmm_kunit_cases[] = {
 	KUNIT_CASE(hmm_mm_pin_outlives_the_release),
 	KUNIT_CASE(hmm_last_pin_in_a_worker_that_release_waits_for),
 	KUNIT_CASE(hmm_unplug_releases_all_and_refuses_new),
+	KUNIT_CASE(hmm_device_unregister_waits_for_unplug),
 	KUNIT_CASE(hmm_releases_of_exit_and_unplug_overlap),
 	KUNIT_CASE(hmm_find_gives_live_mirrors_only),
 	KUNIT_CASE(hmm_register_with_a_signal_pending_unwinds),

@@ -33,7 +33,7 @@ DECLARE_EVENT_CLASS(hmm_mirror,
 		__field(const void *, mm)
 	),
 	TP_fast_assign(
-		strscpy(__entry->device, device, HMM_TRACE_NAME_SIZE);
+		strscpy_pad(__entry->device, device, HMM_TRACE_NAME_SIZE);
 		__entry->mirror = mirror;
 		__entry->mm = mm;
 	),
@@ -65,7 +65,7 @@ TRACE_EVENT(hmm_release,
 		__field(s64, duration_ns)
 	),
 	TP_fast_assign(
-		strscpy(__entry->device, device, HMM_TRACE_NAME_SIZE);
+		strscpy_pad(__entry->device, device, HMM_TRACE_NAME_SIZE);
 		__entry->mirror = mirror;
 		__entry->mm = mm;
 		__entry->reason = reason;
@@ -77,7 +77,7 @@ TRACE_EVENT(hmm_release,
 		  __entry->duration_ns)
 );
 
-/* Nobody else uses the mirror any more; asynchronous ones wait 0 ns */
+/* Nobody else uses the mirror any more; or, after 0 ns, it is left to workers */
 TRACE_EVENT(hmm_unregister,
 	TP_PROTO(const char *device, const void *mirror, const void *mm,
 		 s64 wait_ns),
@@ -89,7 +89,7 @@ TRACE_EVENT(hmm_unregister,
 		__field(s64, wait_ns)
 	),
 	TP_fast_assign(
-		strscpy(__entry->device, device, HMM_TRACE_NAME_SIZE);
+		strscpy_pad(__entry->device, device, HMM_TRACE_NAME_SIZE);
 		__entry->mirror = mirror;
 		__entry->mm = mm;
 		__entry->wait_ns = wait_ns;
@@ -107,7 +107,7 @@ TRACE_EVENT(hmm_unplug,
 		__field(s64, wait_ns)
 	),
 	TP_fast_assign(
-		strscpy(__entry->device, device, HMM_TRACE_NAME_SIZE);
+		strscpy_pad(__entry->device, device, HMM_TRACE_NAME_SIZE);
 		__entry->nr = nr;
 		__entry->wait_ns = wait_ns;
 	),

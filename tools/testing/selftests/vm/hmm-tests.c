@@ -1398,6 +1398,8 @@ TEST_F(hmm, register_unwinds_at_each_failed_allocation)
 	if (write_file("/sys/kernel/debug/failslab/ignore-gfp-wait", "N") ||
 	    access("/proc/self/fail-nth", W_OK))
 		SKIP(return, "needs CONFIG_FAILSLAB and FAULT_INJECTION_DEBUG_FS");
+	/* Not a stack dump for each failure that is wanted */
+	write_file("/sys/kernel/debug/failslab/verbose", "0");
 	for (nth = 1; nth < 100; nth++) {
 		/* Each in a new address space, where nothing is armed yet */
 		pid = process_start(&p, &go, &came);
