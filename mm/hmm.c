@@ -428,6 +428,8 @@ static int hmm_step_begin(void)
 	 */
 	local_irq_save(flags);
 	step = __srcu_read_lock(&hmm_steps);
+	/* For sparse: it ends in another context */
+	__release(&hmm_steps);
 	local_irq_restore(flags);
 
 	return step;
@@ -438,6 +440,7 @@ static void hmm_step_end(int step)
 	unsigned long flags;
 
 	local_irq_save(flags);
+	__acquire(&hmm_steps);
 	__srcu_read_unlock(&hmm_steps, step);
 	local_irq_restore(flags);
 }

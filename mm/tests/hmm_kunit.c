@@ -1386,10 +1386,12 @@ static void hmm_synchronize_waits_for_what_is_due(struct kunit *test)
 	int i;
 
 	for (i = 0; i < ARRAY_SIZE(cases); i++) {
-		int last = cases[i].then < 0 ? cases[i].first : cases[i].then;
 		struct job first, synchronize;
+		int last = cases[i].then;
 		struct scene s = {};
 
+		if (last < 0)
+			last = cases[i].first;
 		scene_set(test, &s);
 		gate_close(cases[i].gate);
 		scene_start(&s, &first, cases[i].first);
