@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Puts this project into a copy of a pristine kernel tree: the pure renames, the
-# hooks, the files. Writes only what differs and takes back what an earlier
-# import left, so that a build afterwards compiles only what changed.
+# Puts what stage.sh makes into a copy of a pristine kernel tree. Writes only what
+# differs and takes back what an earlier import left, so that a build afterwards
+# compiles only what changed.
 #
 # usage: harness/import.sh KEY (from source.sh); prints nothing
 # The caller holds the lock of this base.
@@ -15,63 +15,6 @@ set -euo pipefail
 pristine=$HMM_CACHE/pristine/$1
 tree=$HMM_CACHE/tree/$1
 record=$tree.imported		# every path that this or an earlier import wrote
-
-# stage_of PATH: a kernel file on its way, at first as it is in the pristine tree.
-stage_of() {
-	staged=$stage/$1
-	[[ ! -e $staged ]] || return 0
-	mkdir -p "${staged%/*}"
-	cp -p "$pristine/$1" "$staged"
-}
-
-rename() {
-	local from to
-	from=$(land "$1" "$pristine")
-	to=$(land "$2" "$pristine")
-	[[ -f $pristine/$from ]] || die "import: $from: not in this kernel; harness/renames expects it"
-	[[ ! -e $pristine/$to ]] || die "import: $to: this kernel has it already; is it an imported tree?"
-	mkdir -p "$stage/${to%/*}"
-	cp -p "$pristine/$from" "$stage/$to"
-}
-
-# hook PATH OPERATION CONDITION ANCHOR TEXT
-hook() {
-	local file count
-	file=$(land "$1" "$pristine")
-	[[ -f $pristine/$file ]] || die "import: $file: not in this kernel; harness/hooks expects it"
-	stage_of "$file"
-	count=$(grep -cFx -- "$4" "$staged") || :
-	[[ $3 != if-there || $count -gt 0 ]] || return 0
-	((count == 1)) || die "import: $file: anchor \"$4\" found $count times, not once; correct harness/hooks"
-	op=$2 anchor=$4 text=$5 awk '$0 != ENVIRON["anchor"] { print; next }
-		ENVIRON["op"] == "after" { print }
-		{ print ENVIRON["text"] }
-		ENVIRON["op"] == "before" { print }' "$staged" >"$staged.new"
-	chmod --reference="$staged" "$staged.new"
-	mv "$staged.new" "$staged"
-}
-
-hooks() {
-	local line path='' op='' condition='' anchor='' text=''
-	while IFS= read -r line; do
-		case $line in
-		\<*) anchor=${line#<} ;;
-		\>*) text+=${text:+$'\n'}${line#>} ;;
-		*)
-			[[ -z $path ]] || hook "$path" "$op" "$condition" "$anchor" "$text"
-			read -r _ path op condition <<<"$line"
-			text=''
-			;;
-		esac
-	done < <(data hooks; echo end)
-}
-
-our_file() {
-	local to
-	to=$(land "$1" "$pristine")
-	[[ -f $ROOT/$1 ]] || die "import: $1: missing from this checkout; harness/files lists it"
-	install -Dm 644 "$ROOT/$1" "$stage/$to"
-}
 
 # The tree is the pristine one but for the recorded paths, else it is made anew
 # (hard links: nothing here writes a file in place).
@@ -109,18 +52,7 @@ take_back() {
 temp import
 stage=$temp
 chmod 755 "$stage"
-while read -r from to; do rename "$from" "$to"; done < <(data renames)
-hooks
-while read -r file; do our_file "$file"; done < <(data files)
-if [[ -f $ROOT/MAINTAINERS.patch ]]; then
-	stage_of MAINTAINERS
-	patch -s -F0 --no-backup-if-mismatch -d "$stage" -p1 <"$ROOT/MAINTAINERS.patch" >&2 ||
-		die "import: MAINTAINERS.patch does not apply to this kernel; correct its context"
-fi
-while read -r from _; do
-	[[ -e $stage/$(land "$from" "$pristine") ]] || die "import: $from: renamed away, and harness/files has none in its place"
-done < <(data renames)
-
+"$HARNESS/stage.sh" "$pristine" "$stage"
 fresh_tree
 find "$stage" -type f -printf '%P\n' | sort -u - "$record" >"$record.new"
 mv "$record.new" "$record"

@@ -10,7 +10,9 @@
 # from: only what follows the first line that matches counts
 
 FILENAME == ARGV[1] {
-	if ($0 !~ /^[ \t]*(#|$)/)
+	if (/^!/)
+		harmless = harmless (harmless == "" ? "" : "|") "(" substr($0, 2) ")"
+	else if ($0 !~ /^[ \t]*(#|$)/)
 		splat = splat (splat == "" ? "" : "|") "(" $0 ")"
 	next
 }
@@ -44,6 +46,10 @@ END {
 			if (expected == "" || !seen)
 				report(expected == "" ? i : opened, "an expected warning did not come")
 			expected = ""
+		} else if (harmless != "" && line[i] ~ harmless) {
+			explained = 1
+		} else if (explained && line[i] ~ /^Call Trace:/) {
+			explained = 0
 		} else if (line[i] ~ splat) {
 			if (allowed)
 				continue		# still inside a warning that was expected

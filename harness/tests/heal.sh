@@ -34,10 +34,10 @@ test_damaged_package_heals() {
 test_damaged_tree_heals() {
 	cached_key
 	"$HARNESS/import.sh" "$key"
-	rm "$HMM_CACHE/tree/$key/mm/rmap.c"
+	rm "$HMM_CACHE/tree/$key/mm/mlock.c"
 	"$HARNESS/import.sh" "$key" 2>&1 | tee "$work/import"
 	holds grep -q 'is not what it was; making it again' "$work/import"
-	holds cmp "$HMM_CACHE/pristine/$key/mm/rmap.c" "$HMM_CACHE/tree/$key/mm/rmap.c"
+	holds cmp "$HMM_CACHE/pristine/$key/mm/mlock.c" "$HMM_CACHE/tree/$key/mm/mlock.c"
 }
 
 # What an import wrote and this one does not is as it was; nothing else is touched.

@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Writes into a directory every file that this project changes in a kernel tree or
+# adds to it: the pure renames, the hooks, the files. Stops with the reason if
+# anything does not fit exactly.
+#
+# usage: harness/stage.sh PRISTINE DIRECTORY (empty)
+
+set -euo pipefail
+# shellcheck source=lib.sh
+. "${BASH_SOURCE[0]%/*}/lib.sh"
+
+pristine=$1
+stage=$2
+
+# stage_of PATH: a kernel file on its way, at first as it is in the pristine tree.
+stage_of() {
+	staged=$stage/$1
+	[[ ! -e $staged ]] || return 0
+	mkdir -p "${staged%/*}"
+	cp -p "$pristine/$1" "$staged"
+}
+
+rename() {
+	local from to
+	from=$(land "$1" "$pristine")
+	to=$(land "$2" "$pristine")
+	[[ -f $pristine/$from ]] || die "import: $from: not in this kernel; harness/renames expects it"
+	[[ ! -e $pristine/$to ]] || die "import: $to: this kernel has it already; is it an imported tree?"
+	mkdir -p "$stage/${to%/*}"
+	cp -p "$pristine/$from" "$stage/$to"
+}
+
+# hook PATH OPERATION CONDITION ANCHOR TEXT
+hook() {
+	local file count
+	file=$(land "$1" "$pristine")
+	[[ -f $pristine/$file ]] || die "import: $file: not in this kernel; harness/hooks expects it"
+	stage_of "$file"
+	count=$(grep -cFx -- "$4" "$staged") || :
+	[[ $3 != if-there || $count -gt 0 ]] || return 0
+	((count == 1)) || die "import: $file: anchor \"$4\" found $count times, not once; correct harness/hooks"
+	op=$2 anchor=$4 text=$5 awk '$0 != ENVIRON["anchor"] { print; next }
+		ENVIRON["op"] == "after" { print }
+		{ print ENVIRON["text"] }
+		ENVIRON["op"] == "before" { print }' "$staged" >"$staged.new"
+	chmod --reference="$staged" "$staged.new"
+	mv "$staged.new" "$staged"
+}
+
+hooks() {
+	local line path='' op='' condition='' anchor='' text=''
+	while IFS= read -r line; do
+		case $line in
+		\<*) anchor=${line#<} ;;
+		\>*) text+=${text:+$'\n'}${line#>} ;;
+		*)
+			[[ -z $path ]] || hook "$path" "$op" "$condition" "$anchor" "$text"
+			read -r _ path op condition <<<"$line"
+			text=''
+			;;
+		esac
+	done < <(data hooks; echo end)
+}
+
+our_file() {
+	local to
+	to=$(land "$1" "$pristine")
+	[[ -f $ROOT/$1 ]] || die "import: $1: missing from this checkout; harness/files lists it"
+	install -Dm 644 "$ROOT/$1" "$stage/$to"
+}
+
+while read -r from to; do rename "$from" "$to"; done < <(data renames)
+hooks
+while read -r file; do our_file "$file"; done < <(data files)
+if [[ -f $ROOT/MAINTAINERS.patch ]]; then
+	stage_of MAINTAINERS
+	patch -s -F0 --no-backup-if-mismatch -d "$stage" -p1 <"$ROOT/MAINTAINERS.patch" >&2 ||
+		die "import: MAINTAINERS.patch does not apply to this kernel; correct its context"
+fi
+while read -r from _; do
+	[[ -e $stage/$(land "$from" "$pristine") ]] || die "import: $from: renamed away, and harness/files has none in its place"
+done < <(data renames)
