@@ -1217,6 +1217,8 @@ static void hmm_release_may_unregister_async_kill_and_put(struct kunit *test)
 	s.context->in_release = work_in_release;
 	s.context->other = other;
 	hmm_mirror_kill(&s.context->mirror);
+	/* For the release, and then for what was asked for in it */
+	hmm_synchronize();
 	hmm_synchronize();
 	context_end(test, s.context, HMM_RELEASE_ERROR, 1);
 	context_end(test, other, HMM_RELEASE_ERROR, 1);
@@ -1491,6 +1493,8 @@ static void hmm_last_pin_in_a_worker_that_release_waits_for(struct kunit *test)
 	mmput(s.mm);
 	job_start(&worker, job_last_pin, s.context);
 	KUNIT_EXPECT_TRUE(test, job_end(&worker));
+	/* Exit is in yet another worker: not before it is there */
+	KUNIT_EXPECT_TRUE(test, context_entered(s.context));
 	hmm_mirror_unregister(&s.context->mirror);
 	KUNIT_EXPECT_NE(test, s.context->ret, 0);
 	context_end(test, s.context, HMM_RELEASE_MM_EXIT, 1);
