@@ -99,13 +99,13 @@ boot() {
 	captured "$accel" >"$dir/out.fifo" 2>"$dir/qemu.log" </dev/null &
 	pid=$!
 	set +m
-	doomed_groups=("$pid")
+	doomed=("-$pid")
 	exec {from}<"$dir/out.fifo"
 	relay > >(tee "$dir/out.ktap") || status=$?
 	wait $!
 	kill -9 -- "-$pid" 2>/dev/null || :
 	wait "$pid" || :
-	doomed_groups=()
+	doomed=()
 	exec {from}<&-
 	rm "$dir/out.fifo"
 	return "$status"

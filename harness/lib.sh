@@ -50,15 +50,27 @@ ticker() {
 	done
 }
 
-# What must go when the script ends, however it ends: process groups, files.
-doomed_groups=()
+# What must go when the script ends, however it ends: processes (as kill takes
+# them), files.
+doomed=()
 doomed_files=()
 at_exit() {
-	local group
-	for group in "${doomed_groups[@]}"; do kill -- "-$group" 2>/dev/null || :; done
+	((${#doomed[@]} == 0)) || kill -- "${doomed[@]}" 2>/dev/null || :
 	((${#doomed_files[@]} == 0)) || rm -rf "${doomed_files[@]}"
 }
 trap at_exit EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+# run COMMAND...: another script, in the foreground; a signal to this one ends both.
+run() {
+	local status=0
+	"$@" <&0 &
+	doomed=($!)
+	wait "$!" || status=$?
+	doomed=()
+	return "$status"
+}
 
 # temp NAME: a new directory in the cache, gone at exit. Sets $temp.
 temp() {
@@ -80,11 +92,11 @@ try() {
 	"$@" >"$log" 2>&1 </dev/null &
 	pid=$!
 	set +m
-	doomed_groups=("$ticker" "$pid")
+	doomed=("-$ticker" "-$pid")
 	wait "$pid" || status=$?
 	kill -- "-$ticker" 2>/dev/null || :
 	wait "$ticker" 2>/dev/null || :
-	doomed_groups=()
+	doomed=()
 	[[ ! -t 2 ]] || printf '\r\033[K' >&2
 	((SECONDS - start < 10 || status)) || say "$label: done in $((SECONDS - start)) s"
 	return "$status"

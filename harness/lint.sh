@@ -105,7 +105,7 @@ check() {
 need codespell perl python3 shellcheck sparse
 lock_out
 lock_base
-"$HARNESS/build.sh" lint
+run "$HARNESS/build.sh" lint
 tree=$(cat "$dir/tree")
 check checkpatch checkpatch
 check kernel-doc kernel_doc

@@ -13,8 +13,8 @@ set -euo pipefail
 
 # results FLAVOUR: "name result" of each test, run alone in a guest.
 results() {
-	"$HARNESS/build.sh" "$1"
-	HMM_FLAVOUR=$1 "$HARNESS/boot.sh" test hmm-range-tests >/dev/null 2>"$OUT/$1/range.log" || :
+	run "$HARNESS/build.sh" "$1"
+	HMM_FLAVOUR=$1 run "$HARNESS/boot.sh" test hmm-range-tests >/dev/null 2>"$OUT/$1/range.log" || :
 	sed -nE 's/^(ok|not ok) [0-9]+ ([^ ]+)( # (SKIP).*)?/\2 \1 \4/p' "$OUT/$1/test/out.ktap" >"$OUT/$1/range.results"
 	say "$1: $(tail -n 1 "$OUT/$1/range.log")"
 	[[ -s $OUT/$1/range.results ]] || die "range-check: $1: no results; see $OUT/$1/range.log"

@@ -11,9 +11,9 @@ set -euo pipefail
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
 lock_out
-"$HARNESS/build.sh" debug
+run "$HARNESS/build.sh" debug
 status=0
 # shellcheck disable=SC2086 # ARGS is words
-"$HARNESS/boot.sh" test $ARGS || status=1
+run "$HARNESS/boot.sh" test $ARGS || status=1
 awk -f "$HARNESS/ktap.awk" -v bad="$status" "$OUT/debug/test/out.ktap" || status=1
 exit "$status"

@@ -56,3 +56,18 @@ test_guest_dies_before_init() {
 	HMM_INITRAMFS=$work/empty.cpio fails '^hmm: selftest: the guest died before init.*Kernel panic' selftest good
 	holds grep -q 'booting again (2 of 2)' <<<"$said"
 }
+
+# Whoever is told to end takes the guest along.
+test_guest_ends_with_its_command() {
+	local command qemu
+	[[ -s $OUT/debug/bzImage ]] || "$HARNESS/build.sh" debug
+	rm -rf "$OUT/debug/selftest"
+	# shellcheck disable=SC2016 # the inner shell expands
+	bash -c '. "$1/lib.sh"; run "$1/boot.sh" selftest hang' - "$HARNESS" >"$work/hang" 2>&1 &
+	command=$!
+	holds grep -qm1 'ok 1 first' <(timeout 120 tail -n +1 -f --pid="$command" "$work/hang")
+	qemu=$(pgrep -f "qemu.*$OUT/debug/selftest/console.log")
+	kill "$command"
+	fails '' wait "$command"
+	holds timeout 10 tail -f --pid="$qemu" /dev/null
+}
