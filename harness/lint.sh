@@ -105,6 +105,8 @@ check() {
 need codespell perl python3 shellcheck sparse
 lock_out
 lock_base
+# A full disk would make every log empty, and so every check clean.
+need_space 1
 run "$HARNESS/build.sh" lint
 tree=$(cat "$dir/tree")
 check checkpatch checkpatch

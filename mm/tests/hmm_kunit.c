@@ -72,7 +72,6 @@ struct gpu_context {
 	struct gpu *gpu;
 	struct completion entered;	/* ->release() has begun */
 	struct completion came;
-	bool worked;
 	int ret;
 };
 
@@ -1477,7 +1476,6 @@ static void job_last_pin(void *arg)
 	struct gpu_context *context = arg;
 
 	hmm_mirror_mm_put(&context->mirror);
-	context->worked = true;
 	complete_all(&context->came);
 }
 
