@@ -13,10 +13,13 @@ HMM_CACHE=${HMM_CACHE:-$HOME/.cache/hmm}
 KDIR=${KDIR:-}
 BASE=${BASE:-6.12}
 ARGS=${ARGS:-}
+KCSAN=${KCSAN:-}
+RT=${RT:-}
+RUNS=${RUNS:-1}
 JOBS=${JOBS:-$(nproc)}
 [[ -z $KDIR ]] || BASE=kdir
 OUT=$ROOT/out/$BASE
-export HMM_CACHE BASE KDIR ARGS JOBS
+export HMM_CACHE BASE KDIR ARGS KCSAN RT RUNS JOBS
 
 # Nothing of the caller's environment may steer the kernel's own makefiles, and
 # no tool may leave its droppings in a source tree.
@@ -33,6 +36,8 @@ die() {
 	say "$@"
 	exit 1
 }
+
+[[ $RUNS =~ ^[1-9][0-9]{0,4}$ ]] || die "RUNS=$RUNS: not a number from 1 to 99999"
 
 # Prints "label: 75 s" until killed: one line kept fresh on a terminal, else a
 # new line every half a minute. Waits by reading a pipe that nobody writes to,
@@ -61,6 +66,14 @@ at_exit() {
 trap at_exit EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
+
+# The kernel that KCSAN and RT ask for. Sets flavour.
+choose_flavour() {
+	[[ $KCSAN$RT =~ ^(1?)$ ]] || die "KCSAN=$KCSAN RT=$RT: one of them may be 1"
+	flavour=debug
+	[[ -z $KCSAN ]] || flavour=kcsan
+	[[ -z $RT ]] || flavour=rt
+}
 
 # run COMMAND...: another script, in the foreground; a signal to this one ends both.
 run() {

@@ -41,6 +41,7 @@
 #define pr_fmt(fmt) "test_hmm: " fmt
 
 #include <linux/atomic.h>
+#include <linux/delay.h>
 #include <linux/err.h>
 #include <linux/fs.h>
 #include <linux/highmem.h>
@@ -71,6 +72,7 @@
 #define TEST_MAX_SIZE		(4UL << 20)
 #define TEST_NR_EVENTS		512
 #define TEST_MAX_FAULT_TRIES	1000
+#define TEST_MAX_RELEASE_MS	60000
 
 static_assert((int)TEST_HMM_AT_REGISTER_CREATED ==
 	      HMM_POINT_REGISTER_CREATED);
@@ -81,6 +83,7 @@ static_assert((int)TEST_HMM_AT_RELEASE_OWNED == HMM_POINT_RELEASE_OWNED);
 static_assert((int)TEST_HMM_AT_RELEASE_RETURNED == HMM_POINT_RELEASE_RETURNED);
 static_assert((int)TEST_HMM_AT_RELEASE_WAIT == HMM_POINT_RELEASE_WAIT);
 static_assert((int)TEST_HMM_AT_EXIT_DONE == HMM_POINT_EXIT_DONE);
+static_assert((int)TEST_HMM_AT_MM_UNUSED == HMM_POINT_MM_UNUSED);
 static_assert((int)TEST_HMM_AT_UNREGISTER_WAIT == HMM_POINT_UNREGISTER_WAIT);
 static_assert((int)TEST_HMM_AT_UNPLUG_DONE == HMM_POINT_UNPLUG_DONE);
 static_assert((int)TEST_HMM_AT_DEVICE_WAIT == HMM_POINT_DEVICE_WAIT);
@@ -118,6 +121,7 @@ struct test_context {
 	struct test_mirror *mirror;
 	struct mutex read_lock;			/* nr_read */
 	u32 nr_read;				/* read_lock: events seen */
+	u32 release_ms;				/* lock */
 	bool holds;				/* test_holds_lock: has held */
 };
 
@@ -128,6 +132,7 @@ struct test_mirror {
 	u32 context;
 	unsigned long start;
 	unsigned long nr_pages;
+	u32 release_ms;
 	struct mmu_interval_notifier notifier;
 
 	spinlock_t lock;			/* stopped, pages, nr_writes */
@@ -533,6 +538,8 @@ static void test_release(struct hmm_mirror *hmm)
 	flush_work(&mirror->access_work);
 
 	test_hold(TEST_HMM_IN_RELEASE);
+	if (mirror->release_ms)
+		msleep(mirror->release_ms);
 	test_log(mirror->board, mirror->context, TEST_HMM_STOPPED,
 		 mirror->nr_writes);
 }
@@ -725,6 +732,7 @@ static struct test_mirror *test_mirror_alloc(struct test_context *context,
 	mirror->mm = current->mm;
 	mirror->context = context->number;
 	mirror->start = arg->addr;
+	mirror->release_ms = context->release_ms;
 	spin_lock_init(&mirror->lock);
 	INIT_WORK(&mirror->access_work, test_access_work);
 	INIT_WORK(&mirror->run_work, test_run_work);
@@ -991,6 +999,13 @@ static long test_ioctl_locked(struct test_context *context, unsigned int cmd,
 	case TEST_HMM_DEVICE_UNPLUG:
 		return context->board ? test_ioctl_unplug(context->board) :
 					-ENODEV;
+	case TEST_HMM_RELEASE_TAKES:
+		if (get_user(number, (u32 __user *)uarg))
+			return -EFAULT;
+		if (number > TEST_MAX_RELEASE_MS)
+			return -EINVAL;
+		context->release_ms = number;
+		return 0;
 	case TEST_HMM_FIND:
 		return context->board ? test_ioctl_find(context->board) :
 					-ENODEV;

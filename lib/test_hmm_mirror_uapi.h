@@ -85,6 +85,7 @@ enum test_hmm_point {
 	TEST_HMM_AT_RELEASE_RETURNED,
 	TEST_HMM_AT_RELEASE_WAIT,
 	TEST_HMM_AT_EXIT_DONE,
+	TEST_HMM_AT_MM_UNUSED,
 	TEST_HMM_AT_UNREGISTER_WAIT,
 	TEST_HMM_AT_UNPLUG_DONE,
 	TEST_HMM_AT_DEVICE_WAIT,
@@ -132,6 +133,8 @@ struct test_hmm_wait {
 #define TEST_HMM_SYNCHRONIZE	_IO('H', 0xaf)
 /* hmm_mirror_find() the caller's address space on the device: -ESRCH if none. */
 #define TEST_HMM_FIND		_IO('H', 0xb0)
+/* ->release() of what this context registers next takes that many ms: to 60000. */
+#define TEST_HMM_RELEASE_TAKES	_IOW('H', 0xb1, __u32)
 /* Finish what is freed asynchronously, and count. */
 #define TEST_HMM_COUNTS		_IOR('H', 0xab, struct test_hmm_counts)
 

@@ -28,8 +28,8 @@
  *	  hmm_callback_map		lockdep only: the same of all devices
  *	hmm_devices_lock
  *	  hmm_device::lock
- *	    hmm::lock
  *	hmm_bucket::lock
+ *	    hmm::lock			in either of the two above
  *	hmm_tasks[]::lock
  *	hmm_srcu, read side		walks of mirrors: look, take a reference
  *	RCU, read side			walks of hmm_table, and mirror->hmm
@@ -64,15 +64,16 @@
  *	device_node		hmm_device::lock
  *	hmm			from register until the unlink, when the owner of the
  *				release clears it; read under RCU
- *	registered		hmm_device::lock
+ *	registered		xchg() to own the end of the registration
+ *	mm_pins			hmm::lock
  *	reason			cmpxchg() to own the release, once
  *	due			atomic; see hmm_mirror_due()
  *	unlink_gp		written by the owner of the release, ordered for
  *				others by the completion of released, or by the
  *				reference that it drops
  *	async, step		written by who unregisters, before it drops the user
- *				of the registration; read by the last user, then
- *				the one's who drops the last reference
+ *				of the registration; read by the last user. step is
+ *				then the one's who drops the last reference
  *	unused			as hmm_device::unused
  * hmm:
  *	mm, notifier		immutable
@@ -140,8 +141,8 @@
  *
  * A step is what hmm_synchronize() waits for: a release or ->free() that is due and
  * that no caller waits for. Steps are readers of hmm_steps that begin in one context
- * and end in another; a grace period of it waits for all that were begun before, and
- * for no later one. Nothing is counted that all processors would have to share.
+ * and end in another; a grace period of it waits for all that were begun before.
+ * Nothing is counted that all processors would have to share.
  */
 
 #define pr_fmt(fmt) "hmm: " fmt
@@ -180,7 +181,14 @@
 #define HMM_LAST_PAGE		(ULONG_MAX & PAGE_MASK)
 
 static unsigned int report_seconds = 20;
-module_param(report_seconds, uint, 0644);
+static int hmm_set_report_seconds(const char *value,
+				  const struct kernel_param *param);
+static const struct kernel_param_ops hmm_report_seconds_ops = {
+	.set = hmm_set_report_seconds,
+	.get = param_get_uint,
+};
+
+module_param_cb(report_seconds, &hmm_report_seconds_ops, &report_seconds, 0644);
 MODULE_PARM_DESC(report_seconds,
 		 "Seconds after which a callback or a wait for it is reported");
 
@@ -252,8 +260,18 @@ struct hmm_tasks {
 };
 
 DEFINE_STATIC_SRCU(hmm_srcu);
-static struct hmm_bucket hmm_table[1 << HMM_TABLE_BITS];
-static struct hmm_tasks hmm_tasks[1 << HMM_TASKS_BITS];
+static struct hmm_bucket hmm_table[1 << HMM_TABLE_BITS] = {
+	[0 ... (1 << HMM_TABLE_BITS) - 1] = {
+		.lock = __SPIN_LOCK_UNLOCKED(hmm_table.lock),
+	},
+};
+
+static struct hmm_tasks hmm_tasks[1 << HMM_TASKS_BITS] = {
+	[0 ... (1 << HMM_TASKS_BITS) - 1] = {
+		.lock = __SPIN_LOCK_UNLOCKED(hmm_tasks.lock),
+	},
+};
+
 /*
  * Callbacks may sleep in WQ_MAX_ACTIVE workers at once. Those of exit and unplug, of
  * which there may be many and whose owners need no worker, are not in the way of
@@ -481,12 +499,43 @@ static void hmm_watch_work(struct work_struct *work)
 
 static DECLARE_DELAYED_WORK(hmm_watch, hmm_watch_work);
 
+/* From now on, also for callbacks that run */
+static int hmm_set_report_seconds(const char *value,
+				  const struct kernel_param *param)
+{
+	int ret = param_set_uint(value, param);
+
+	if (!ret && delayed_work_pending(&hmm_watch))
+		mod_delayed_work(system_wq, &hmm_watch, hmm_report_after());
+	return ret;
+}
+
 /*
  * Lockdep takes a callback for a lock that is held for read, and a wait for one
  * for taking it for write: a wait under a lock that a callback takes, or inside a
  * callback, is reported each time and not only when the two meet. For read, as a
  * callback that drops the last user of another mm runs that mm's callbacks.
+ *
+ * Two such locks: hmm_synchronize() waits for the callbacks of all devices, the
+ * others for those of one. Trylocks, as who begins a callback waits for nobody. It
+ * matters: lockdep links a lock to the one that was taken last before it, and to
+ * those before that only past trylocks; and a path by way of a recursive read lock
+ * is none to it. So a lock that a callback takes is linked to both of these, and to
+ * what the caller of the callback holds.
  */
+static void hmm_callback_maps_acquire(struct hmm_device *device)
+{
+	lock_acquire_shared_recursive(&hmm_callback_map, 0, 1, NULL, _THIS_IP_);
+	lock_acquire_shared_recursive(&device->callback_map, 0, 1, NULL,
+				      _THIS_IP_);
+}
+
+static void hmm_callback_maps_release(struct hmm_device *device)
+{
+	lock_map_release(&device->callback_map);
+	lock_map_release(&hmm_callback_map);
+}
+
 static void hmm_callback_enter(struct hmm_callback *callback,
 			       struct hmm_device *device, const char *what)
 {
@@ -501,16 +550,14 @@ static void hmm_callback_enter(struct hmm_callback *callback,
 	spin_unlock(&tasks->lock);
 	if (!delayed_work_pending(&hmm_watch))
 		schedule_delayed_work(&hmm_watch, hmm_report_after());
-	lock_map_acquire_read(&hmm_callback_map);
-	lock_map_acquire_read(&device->callback_map);
+	hmm_callback_maps_acquire(device);
 }
 
 static void hmm_callback_exit(struct hmm_callback *callback)
 {
 	struct hmm_tasks *tasks = hmm_tasks_of(current);
 
-	lock_map_release(&callback->device->callback_map);
-	lock_map_release(&hmm_callback_map);
+	hmm_callback_maps_release(callback->device);
 	spin_lock(&tasks->lock);
 	hlist_del(&callback->node);
 	spin_unlock(&tasks->lock);
@@ -532,11 +579,9 @@ static void hmm_callback_might_wait(struct hmm_device *device)
 static void hmm_callback_waits_for_mmap_lock(struct hmm_device *device,
 					     struct mm_struct *mm)
 {
-	lock_map_acquire_read(&hmm_callback_map);
-	lock_map_acquire_read(&device->callback_map);
+	hmm_callback_maps_acquire(device);
 	might_lock(&mm->mmap_lock);
-	lock_map_release(&device->callback_map);
-	lock_map_release(&hmm_callback_map);
+	hmm_callback_maps_release(device);
 }
 
 static bool hmm_in_callback(void)
@@ -631,13 +676,33 @@ static bool hmm_mirror_use(struct hmm_mirror *mirror)
 	return refcount_inc_not_zero(&mirror->users);
 }
 
-/* The last reference is gone, and mirror->step has begun: it is that of ->free(). */
+/* The end of the last reference: nobody has or can find one. See below. */
+static void hmm_mirror_finish(struct hmm_mirror *mirror);
+
+static void hmm_mirror_free_work(struct work_struct *work)
+{
+	struct hmm_mirror *mirror = container_of(work, struct hmm_mirror, work);
+	int step = mirror->step;
+
+	hmm_mirror_finish(mirror);
+	hmm_step_end(step);
+}
+
+/*
+ * The last reference is gone, and mirror->step has begun: it is that of ->free().
+ * A function of its own: the workqueue takes a work item that is queued with the
+ * same address and function for one that runs, and puts it behind that. A release
+ * is not to wait for the ->free() of the mirror that had its memory before.
+ */
 static void hmm_mirror_queue_free(struct kref *kref)
 {
 	struct hmm_mirror *mirror = container_of(kref, struct hmm_mirror, kref);
 
+	INIT_WORK(&mirror->work, hmm_mirror_free_work);
 	queue_work(hmm_free_wq, &mirror->work);
 }
+
+static void hmm_mirror_unused(struct kref *kref);
 
 static void hmm_mirror_unuse(struct hmm_mirror *mirror)
 {
@@ -648,7 +713,7 @@ static void hmm_mirror_unuse(struct hmm_mirror *mirror)
 
 	/* Both pair with the kref_init() in hmm_mirror_init() */
 	if (!mirror->async) {
-		hmm_mirror_put(mirror);
+		kref_put(&mirror->kref, hmm_mirror_unused);
 		return;
 	}
 	/*
@@ -666,16 +731,13 @@ static void hmm_mirror_unused(struct kref *kref)
 	struct hmm_mirror *mirror = container_of(kref, struct hmm_mirror, kref);
 	struct completion *unused = mirror->unused;
 
-	/* Somebody dropped what was not his: leak rather than free */
-	if (WARN_ON_ONCE(refcount_read(&mirror->users)))
-		return;
-	if (unused) {
+	/* ->free() is due now, whoever runs it */
+	mirror->step = hmm_step_begin();
+	if (unused)
 		/* On the waiter's stack: @mirror may be gone before this returns */
 		complete(unused);
-	} else {
-		mirror->step = hmm_step_begin();
+	else
 		hmm_mirror_queue_free(kref);
-	}
 }
 
 /**
@@ -703,13 +765,25 @@ EXPORT_SYMBOL_GPL(hmm_mirror_get);
  *
  * From this call on the caller may not touch @mirror. If it was the last reference
  * after hmm_mirror_unregister_async(), ->free() is called soon, in a worker;
- * hmm_synchronize() waits for that.
+ * hmm_synchronize() waits for that. A put too many is refused if there is no other
+ * reference that it could take, and warns, once a boot.
  *
  * Context: Any context but NMI. Never sleeps, takes no lock that a driver could
  * hold.
  */
 void hmm_mirror_put(struct hmm_mirror *mirror)
 {
+	if (refcount_dec_not_one(&mirror->kref.refcount))
+		return;
+	/*
+	 * The last one is that of the users, until there are none. Pairs with
+	 * refcount_dec_and_test() in hmm_mirror_unuse(), which comes before the
+	 * users' reference is dropped.
+	 */
+	smp_acquire__after_ctrl_dep();
+	if (WARN_ONCE(refcount_read(&mirror->users),
+		      "%s() of what was not taken\n", __func__))
+		return;
 	kref_put(&mirror->kref, hmm_mirror_unused);
 }
 EXPORT_SYMBOL_GPL(hmm_mirror_put);
@@ -743,6 +817,7 @@ static void hmm_unused(struct kref *kref)
 	struct hmm_bucket *bucket = hmm_bucket_of(hmm->mm);
 	unsigned long flags;
 
+	hmm_point(HMM_POINT_MM_UNUSED, NULL);
 	spin_lock_irqsave(&bucket->lock, flags);
 	/* Not hashed if another thread was quicker in hmm_get() */
 	hlist_del_init_rcu(&hmm->node);
@@ -772,6 +847,61 @@ static struct hmm *hmm_find(struct hmm_bucket *bucket, struct mm_struct *mm)
 			return hmm;
 
 	return NULL;
+}
+
+/*
+ * Pins: mm_users that HMM has, for hmm_mirror_mm_get() and hmm_mirror_register().
+ * They are refused once only they are left of mm_users: those who pin in turn cannot
+ * keep the memory of a process that is gone. Each has a reference on @hmm, by which
+ * hmm_unpin() finds it.
+ */
+
+/* For @mirror, if there is one. Consumes a reference on @hmm if it returns true. */
+static bool hmm_pin(struct hmm *hmm, struct hmm_mirror *mirror)
+{
+	struct mm_struct *mm = hmm->mm;
+	unsigned long flags;
+	bool pinned;
+
+	/* The lock makes mm_pins and what they add to mm_users change as one */
+	spin_lock_irqsave(&hmm->lock, flags);
+	pinned = (!mirror ||
+		  READ_ONCE(mirror->reason) == HMM_RELEASE_NONE) &&
+		 atomic_read(&mm->mm_users) > hmm->mm_pins &&
+		 mmget_not_zero(mm);
+	if (pinned) {
+		hmm->mm_pins++;
+		if (mirror)
+			mirror->mm_pins++;
+	}
+	spin_unlock_irqrestore(&hmm->lock, flags);
+
+	return pinned;
+}
+
+/*
+ * Not mmput(): if this is the last user exit must not run here, where the caller
+ * may hold what ->release() needs, or be one that it waits for. False if @mirror
+ * has no pin.
+ */
+static bool hmm_unpin(struct hmm *hmm, struct hmm_mirror *mirror)
+{
+	unsigned long flags;
+	bool pinned;
+
+	spin_lock_irqsave(&hmm->lock, flags);
+	pinned = !mirror || mirror->mm_pins;
+	if (pinned) {
+		hmm->mm_pins--;
+		if (mirror)
+			mirror->mm_pins--;
+		mmput_async(hmm->mm);
+	}
+	spin_unlock_irqrestore(&hmm->lock, flags);
+	if (pinned)
+		hmm_put(hmm);
+
+	return pinned;
 }
 
 /*
@@ -818,7 +948,7 @@ static void hmm_mirror_unlink(struct hmm_mirror *mirror)
 	mirror->unlink_gp = get_state_synchronize_srcu(&hmm_srcu);
 
 	RCU_INIT_POINTER(mirror->hmm, NULL);
-	/* Pairs with hmm_get() in hmm_mirror_link() */
+	/* Pairs with the kref_get() in hmm_mirror_init() */
 	hmm_put(hmm);
 }
 
@@ -899,25 +1029,13 @@ static void hmm_mirror_settle(struct hmm_mirror *mirror)
 	}
 }
 
-/* The end of the last reference: nobody has or can find one. See below. */
-static void hmm_mirror_finish(struct hmm_mirror *mirror);
-
-/* A release that is queued, if there are users; else ->free(). */
-static void hmm_mirror_work(struct work_struct *work)
+static void hmm_mirror_release_work(struct work_struct *work)
 {
 	struct hmm_mirror *mirror = container_of(work, struct hmm_mirror, work);
-	int step;
 
-	if (refcount_read(&mirror->users)) {
-		hmm_mirror_release(mirror);
-		/* Pairs with hmm_mirror_queue_release() */
-		hmm_mirror_unuse(mirror);
-	} else {
-		/* Pairs with hmm_mirror_queue_free() */
-		step = mirror->step;
-		hmm_mirror_finish(mirror);
-		hmm_step_end(step);
-	}
+	hmm_mirror_release(mirror);
+	/* Pairs with hmm_mirror_queue_release() */
+	hmm_mirror_unuse(mirror);
 }
 
 /*
@@ -1033,6 +1151,8 @@ static struct hmm *hmm_create(struct mm_struct *mm)
 		return ERR_PTR(-ENOMEM);
 
 	hmm->mm = mm;
+	/* The caller's, see hmm_get() */
+	hmm->mm_pins = 1;
 	kref_init(&hmm->kref);
 	spin_lock_init(&hmm->lock);
 	INIT_LIST_HEAD(&hmm->mirrors);
@@ -1052,9 +1172,9 @@ static struct hmm *hmm_create(struct mm_struct *mm)
 }
 
 /*
- * The one struct hmm of @mm, with a reference. Threads that come first together
- * each make one, as arming may wait for mmap_lock and must not hold up other
- * address spaces; one is kept.
+ * The one struct hmm of @mm, with a pin: see hmm_pin(). Threads that come first
+ * together each make one, as arming may wait for mmap_lock and must not hold up
+ * other address spaces; one is kept.
  */
 static struct hmm *hmm_get(struct mm_struct *mm)
 {
@@ -1065,18 +1185,32 @@ static struct hmm *hmm_get(struct mm_struct *mm)
 	rcu_read_lock();
 	hmm = hmm_find(bucket, mm);
 	rcu_read_unlock();
-	if (hmm)
-		return hmm;
+	if (hmm) {
+		if (hmm_pin(hmm, NULL))
+			return hmm;
+		hmm_put(hmm);
+		return ERR_PTR(-ESRCH);
+	}
 
+	if (!mmget_not_zero(mm))
+		return ERR_PTR(-ESRCH);
 	created = hmm_create(mm);
-	if (IS_ERR(created))
+	if (IS_ERR(created)) {
+		mmput_async(mm);
 		return created;
+	}
 	hmm_point(HMM_POINT_REGISTER_CREATED, NULL);
 
 	spin_lock_irqsave(&bucket->lock, flags);
 	hmm = hmm_find(bucket, mm);
-	if (!hmm)
+	if (hmm) {
+		/* It goes with the pin that @created was made with */
+		spin_lock(&hmm->lock);
+		hmm->mm_pins++;
+		spin_unlock(&hmm->lock);
+	} else {
 		hlist_add_head_rcu(&created->node, &bucket->hmms);
+	}
 	spin_unlock_irqrestore(&bucket->lock, flags);
 	if (!hmm)
 		return created;
@@ -1131,6 +1265,9 @@ static void hmm_mirror_init(struct hmm_mirror *mirror, struct mm_struct *mm,
 	/* Pairs with the mmdrop() in hmm_mirror_finish() */
 	mmgrab(mm);
 	mirror->mm = mm;
+	mirror->mm_pins = 0;
+	/* Pairs with the hmm_put() in hmm_mirror_unlink() */
+	kref_get(&hmm->kref);
 	RCU_INIT_POINTER(mirror->hmm, hmm);
 	mirror->since = jiffies;
 	mirror->async = false;
@@ -1139,7 +1276,7 @@ static void hmm_mirror_init(struct hmm_mirror *mirror, struct mm_struct *mm,
 	refcount_set(&mirror->users, 1);
 	atomic_set(&mirror->due, HMM_NOT_DUE);
 	init_completion(&mirror->released);
-	INIT_WORK(&mirror->work, hmm_mirror_work);
+	INIT_WORK(&mirror->work, hmm_mirror_release_work);
 	WRITE_ONCE(mirror->reason, HMM_RELEASE_NONE);
 }
 
@@ -1158,38 +1295,36 @@ static int hmm_mirror_link(struct hmm_mirror *mirror, struct hmm_device *device,
 	} else {
 		hmm_mirror_init(mirror, mm, hmm);
 		WRITE_ONCE(device->nr_registered, device->nr_registered + 1);
-		mirror->registered = true;
 		list_add_tail(&mirror->device_node, &device->mirrors);
 		spin_lock(&hmm->lock);
 		list_add_tail_rcu(&mirror->node, &hmm->mirrors);
 		spin_unlock(&hmm->lock);
 		hmm_count(mirrors, 1);
 		trace_hmm_register(device->name, mirror, mm);
+		/* Pairs with the xchg() in hmm_mirror_own_registration() */
+		smp_store_release(&mirror->registered, 1);
 	}
 	spin_unlock_irqrestore(&device->lock, flags);
 
 	return ret;
 }
 
-/* The other end of hmm_mirror_link(). NULL if @mirror is not registered. */
-static struct hmm_device *hmm_mirror_deregister(struct hmm_mirror *mirror)
+/*
+ * The other end of hmm_mirror_link(), in two steps. The first owns the end of the
+ * registration, and with it mirror->device; before it that need not be there.
+ */
+static bool hmm_mirror_own_registration(struct hmm_mirror *mirror)
 {
-	struct hmm_device *device = READ_ONCE(mirror->device);
-	bool registered;
+	return xchg(&mirror->registered, 0);
+}
+
+static void hmm_device_forget(struct hmm_device *device)
+{
 	unsigned long flags;
 
-	if (!device)
-		return NULL;
-
 	spin_lock_irqsave(&device->lock, flags);
-	registered = mirror->registered;
-	if (registered) {
-		mirror->registered = false;
-		WRITE_ONCE(device->nr_registered, device->nr_registered - 1);
-	}
+	WRITE_ONCE(device->nr_registered, device->nr_registered - 1);
 	spin_unlock_irqrestore(&device->lock, flags);
-
-	return registered ? device : NULL;
 }
 
 /**
@@ -1220,9 +1355,10 @@ static struct hmm_device *hmm_mirror_deregister(struct hmm_mirror *mirror)
  * * 0 - @mirror is registered.
  * * %-EINVAL - @mirror, @device or @mm is NULL; current->mm is, in a kernel
  *   thread.
- * * %-EBUSY - @mirror is registered already; that registration is unchanged.
  * * %-ENODEV - @device is not registered, or no longer.
- * * %-ESRCH - @mm has no user left: its last thread exited or went on to exec.
+ * * %-EBUSY - @mirror is registered already; that registration is unchanged.
+ * * %-ESRCH - @mm has no user left, its last thread exited or went on to exec; or
+ *   none but hmm_mirror_mm_get().
  * * %-EINTR - A signal was pending while the first mirror of @mm was armed.
  * * %-EOVERFLOW - @device has as many mirrors as can be counted.
  * * %-ENOMEM - No memory.
@@ -1236,42 +1372,32 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm_device *device,
 	might_sleep();
 	if (!mirror || !device || !mm)
 		return -EINVAL;
-	if (cmpxchg(&mirror->device, NULL, device))
-		return -EBUSY;
-
-	ret = -ENODEV;
 	if (!hmm_device_get(device))
-		goto out_disown;
+		return -ENODEV;
+	/* Looked at first, so that one that is registered is not written to */
+	if (READ_ONCE(mirror->device) || cmpxchg(&mirror->device, NULL, device)) {
+		hmm_device_put(device);
+		return -EBUSY;
+	}
 	hmm_callback_waits_for_mmap_lock(device, mm);
 
-	/*
-	 * Held until @mirror is linked: mm exit comes before all of this, or
-	 * finds @mirror.
-	 */
-	ret = -ESRCH;
-	if (!mmget_not_zero(mm))
-		goto out_put_device;
 	hmm = hmm_get(mm);
 	ret = PTR_ERR_OR_ZERO(hmm);
 	if (!ret) {
 		hmm_point(HMM_POINT_REGISTER_ARMED, mirror);
 		ret = hmm_mirror_link(mirror, device, mm, hmm);
-		if (ret)
-			hmm_put(hmm);
+		/*
+		 * Pairs with hmm_get(). Not before @mirror is linked: mm exit comes
+		 * before all of this, or finds @mirror.
+		 */
+		hmm_unpin(hmm, NULL);
 	}
-	/*
-	 * Not mmput(): if this is the last user, exit must not run here, where
-	 * the caller may hold what ->release() needs.
-	 */
-	mmput_async(mm);
 	if (!ret)
 		return 0;
 
-out_put_device:
-	hmm_device_put(device);
-out_disown:
 	/* Pairs with the cmpxchg() above */
 	smp_store_release(&mirror->device, NULL);
+	hmm_device_put(device);
 	return ret;
 }
 EXPORT_SYMBOL_GPL(hmm_mirror_register);
@@ -1301,22 +1427,25 @@ EXPORT_SYMBOL_GPL(hmm_mirror_register);
  * for a mirror that is not registered does nothing, and warns, once a boot.
  *
  * Context: Process context. May sleep. The caller may hold no lock that
- * ->release() or ->free() takes or waits for; lockdep knows.
+ * ->release() or ->free() takes or waits for, nor mmap_lock, nor one that is taken
+ * under mmap_lock, as most ->release() wait for a worker that faults; lockdep knows.
  */
 void hmm_mirror_unregister(struct hmm_mirror *mirror)
 {
 	DECLARE_COMPLETION_ONSTACK(unused);
 	struct hmm_device *device;
 	ktime_t start = ktime_get();
+	int step;
 
 	might_sleep();
 	if (WARN_ONCE(hmm_in_callback(),
 		      "%s() in a callback of HMM\n", __func__))
 		return;
-	device = hmm_mirror_deregister(mirror);
-	if (WARN_ONCE(!device,
+	if (WARN_ONCE(!hmm_mirror_own_registration(mirror),
 		      "%s() of an unregistered mirror\n", __func__))
 		return;
+	device = READ_ONCE(mirror->device);
+	hmm_device_forget(device);
 	hmm_callback_might_wait(device);
 
 	if (hmm_mirror_own(mirror, HMM_RELEASE_UNREGISTER))
@@ -1331,7 +1460,10 @@ void hmm_mirror_unregister(struct hmm_mirror *mirror)
 	hmm_wait(&unused, device->name, "references to a mirror");
 	trace_hmm_unregister(device->name, mirror, mirror->mm,
 			     ktime_to_ns(ktime_sub(ktime_get(), start)));
+	/* Pairs with hmm_mirror_unused() */
+	step = mirror->step;
 	hmm_mirror_finish(mirror);
+	hmm_step_end(step);
 }
 EXPORT_SYMBOL_GPL(hmm_mirror_unregister);
 
@@ -1353,16 +1485,19 @@ EXPORT_SYMBOL_GPL(hmm_mirror_unregister);
  */
 void hmm_mirror_unregister_async(struct hmm_mirror *mirror)
 {
-	struct hmm_device *device = READ_ONCE(mirror->device);
+	struct hmm_device *device;
 
-	if (WARN_ONCE(device && !device->ops->free,
-		      "%s() on a device without ->free()\n", __func__))
-		return;
-	device = hmm_mirror_deregister(mirror);
-	if (WARN_ONCE(!device,
+	if (WARN_ONCE(!hmm_mirror_own_registration(mirror),
 		      "%s() of an unregistered mirror\n", __func__))
 		return;
+	device = READ_ONCE(mirror->device);
+	if (WARN_ONCE(!device->ops->free,
+		      "%s() on a device without ->free()\n", __func__)) {
+		smp_store_release(&mirror->registered, 1);
+		return;
+	}
 
+	hmm_device_forget(device);
 	trace_hmm_unregister(device->name, mirror, mirror->mm, 0);
 	mirror->step = hmm_step_begin();
 	mirror->async = true;
@@ -1405,15 +1540,18 @@ EXPORT_SYMBOL_GPL(hmm_mirror_kill);
  * Once this returns, every ->release() and ->free() has returned that was due
  * because of an hmm_mirror_unregister_async(), an hmm_mirror_kill() or a last
  * hmm_mirror_put() which returned before this was called, also if mm exit or
- * hmm_device_unplug() did the release. It does not wait for a ->free() that a
- * reference of a driver still keeps away, nor for steps that begin later. It is a
- * barrier for callbacks, not only a grace period: a driver may call it before its
- * module is unloaded. But hmm_device_unregister() waits for the callbacks of its
- * device all by itself.
+ * hmm_device_unplug() did the release; and HMM has let go of each address space
+ * whose last mirror was released before, mm_count included. It does not wait for a
+ * ->free() that a reference of a driver still keeps away. It may wait for steps that
+ * begin while it runs, but goes on without end for none. It is a barrier for
+ * callbacks, not only a grace period: a driver may call it before its module is
+ * unloaded. But hmm_device_unregister() waits for the callbacks of its device all by
+ * itself.
  *
  * Context: Process context. May sleep. The caller may hold no lock that a callback
- * of any device takes or waits for; lockdep knows. In a callback this does nothing,
- * and warns, once a boot.
+ * of any device takes or waits for, that an invalidate callback of any driver takes,
+ * or mmap_lock; lockdep knows. In a callback this does nothing, and warns, once a
+ * boot.
  */
 void hmm_synchronize(void)
 {
@@ -1424,6 +1562,7 @@ void hmm_synchronize(void)
 	lock_map_acquire(&hmm_callback_map);
 	lock_map_release(&hmm_callback_map);
 	synchronize_srcu_expedited(&hmm_steps);
+	flush_workqueue(hmm_mm_wq);
 }
 EXPORT_SYMBOL_GPL(hmm_synchronize);
 
@@ -1509,10 +1648,7 @@ EXPORT_SYMBOL_GPL(hmm_mirror_find);
  */
 bool hmm_mirror_mm_get(struct hmm_mirror *mirror)
 {
-	struct mm_struct *mm = mirror->mm;
 	struct hmm *hmm;
-	bool pinned;
-	unsigned long flags;
 
 	rcu_read_lock();
 	hmm = rcu_dereference(mirror->hmm);
@@ -1522,19 +1658,11 @@ bool hmm_mirror_mm_get(struct hmm_mirror *mirror)
 	if (!hmm)
 		return false;
 
-	/* The lock makes mm_pins and what they add to mm_users change as one */
-	spin_lock_irqsave(&hmm->lock, flags);
-	pinned = READ_ONCE(mirror->reason) == HMM_RELEASE_NONE &&
-		 atomic_read(&mm->mm_users) > hmm->mm_pins &&
-		 mmget_not_zero(mm);
-	if (pinned)
-		hmm->mm_pins++;
-	spin_unlock_irqrestore(&hmm->lock, flags);
+	if (hmm_pin(hmm, mirror))
+		return true;
 
-	/* A pin keeps its reference: hmm_mirror_mm_put() finds @hmm by it */
-	if (!pinned)
-		hmm_put(hmm);
-	return pinned;
+	hmm_put(hmm);
+	return false;
 }
 EXPORT_SYMBOL_GPL(hmm_mirror_mm_get);
 
@@ -1552,27 +1680,17 @@ EXPORT_SYMBOL_GPL(hmm_mirror_mm_get);
 void hmm_mirror_mm_put(struct hmm_mirror *mirror)
 {
 	struct mm_struct *mm = mirror->mm;
-	bool pinned = false;
 	struct hmm *hmm;
-	unsigned long flags;
+	bool pinned;
 
+	/* mirror->hmm is gone if @mirror was released since */
 	rcu_read_lock();
 	hmm = hmm_find(hmm_bucket_of(mm), mm);
 	rcu_read_unlock();
-	if (hmm) {
-		spin_lock_irqsave(&hmm->lock, flags);
-		pinned = hmm->mm_pins > 0;
-		if (pinned) {
-			hmm->mm_pins--;
-			mmput_async(mm);
-		}
-		spin_unlock_irqrestore(&hmm->lock, flags);
+	pinned = hmm && hmm_unpin(hmm, mirror);
+	if (hmm)
 		hmm_put(hmm);
-	}
-	if (WARN_ONCE(!pinned, "%s() of what is not pinned\n", __func__))
-		return;
-	/* Pairs with the one that hmm_mirror_mm_get() kept */
-	hmm_put(hmm);
+	WARN_ONCE(!pinned, "%s() of what is not pinned\n", __func__);
 }
 EXPORT_SYMBOL_GPL(hmm_mirror_mm_put);
 
@@ -1585,12 +1703,16 @@ int __hmm_device_register(struct hmm_device *device,
 			  const struct hmm_device_ops *ops, const char *name,
 			  struct lock_class_key *key)
 {
+	unsigned long flags;
+
 	if (!device || !ops || !ops->release || !name || !*name)
 		return -EINVAL;
 	/* Built in, without the memory for it at boot */
 	if (!hmm_mm_wq)
 		return -ENODEV;
-	if (cmpxchg(&device->state, HMM_DEVICE_UNREGISTERED,
+	/* Looked at first, so that one that is registered is not written to */
+	if (READ_ONCE(device->state) != HMM_DEVICE_UNREGISTERED ||
+	    cmpxchg(&device->state, HMM_DEVICE_UNREGISTERED,
 		    HMM_DEVICE_CHANGING) != HMM_DEVICE_UNREGISTERED)
 		return -EBUSY;
 
@@ -1603,9 +1725,9 @@ int __hmm_device_register(struct hmm_device *device,
 	spin_lock_init(&device->lock);
 	kref_init(&device->kref);
 	lockdep_init_map(&device->callback_map, "hmm_callback", key, 0);
-	spin_lock(&hmm_devices_lock);
+	spin_lock_irqsave(&hmm_devices_lock, flags);
 	list_add_tail(&device->node, &hmm_devices);
-	spin_unlock(&hmm_devices_lock);
+	spin_unlock_irqrestore(&hmm_devices_lock, flags);
 	hmm_count(devices, 1);
 	/* Pairs with the acquire in hmm_device_get() */
 	smp_store_release(&device->state, HMM_DEVICE_REGISTERED);
@@ -1614,20 +1736,28 @@ int __hmm_device_register(struct hmm_device *device,
 }
 EXPORT_SYMBOL_GPL(__hmm_device_register);
 
-/* Own all releases that nobody owns yet; none is added from here on. */
-static void hmm_device_unplug_begin(struct hmm_device *device)
+/*
+ * Own all releases that nobody owns yet; none is added from here on. Returns how many
+ * mirrors were not released.
+ */
+static unsigned int hmm_device_unplug_begin(struct hmm_device *device)
 {
 	struct hmm_mirror *mirror;
+	unsigned int nr = 0;
 	unsigned long flags;
 
 	spin_lock_irqsave(&device->lock, flags);
 	if (device->state == HMM_DEVICE_REGISTERED)
 		WRITE_ONCE(device->state, HMM_DEVICE_UNPLUGGED);
 	/* Who is on this list has a user, at least the owner of its release */
-	list_for_each_entry(mirror, &device->mirrors, device_node)
+	list_for_each_entry(mirror, &device->mirrors, device_node) {
 		if (hmm_mirror_own(mirror, HMM_RELEASE_DEVICE_GONE))
 			hmm_mirror_queue_release(mirror, hmm_many_wq);
+		nr++;
+	}
 	spin_unlock_irqrestore(&device->lock, flags);
+
+	return nr;
 }
 
 /* The caller becomes a user. */
@@ -1666,7 +1796,7 @@ void hmm_device_unplug(struct hmm_device *device)
 {
 	struct hmm_mirror *mirror;
 	ktime_t start = ktime_get();
-	unsigned int nr = 0;
+	unsigned int nr;
 
 	might_sleep();
 	if (WARN_ONCE(hmm_in_callback(),
@@ -1678,11 +1808,10 @@ void hmm_device_unplug(struct hmm_device *device)
 		return;
 	hmm_callback_might_wait(device);
 
-	hmm_device_unplug_begin(device);
+	nr = hmm_device_unplug_begin(device);
 	while ((mirror = hmm_device_first_mirror(device))) {
 		hmm_mirror_settle(mirror);
 		hmm_mirror_unuse(mirror);
-		nr++;
 	}
 	hmm_point(HMM_POINT_UNPLUG_DONE, NULL);
 	trace_hmm_unplug(device->name, nr,
@@ -1740,6 +1869,7 @@ int hmm_device_unregister(struct hmm_device *device)
 {
 	DECLARE_COMPLETION_ONSTACK(unused);
 	int ret = -EINVAL;
+	unsigned long flags;
 
 	might_sleep();
 	if (WARN_ONCE(hmm_in_callback(),
@@ -1760,9 +1890,9 @@ int hmm_device_unregister(struct hmm_device *device)
 	hmm_device_put(device);
 	hmm_wait(&unused, device->name, "mirrors that go");
 
-	spin_lock(&hmm_devices_lock);
+	spin_lock_irqsave(&hmm_devices_lock, flags);
 	list_del(&device->node);
-	spin_unlock(&hmm_devices_lock);
+	spin_unlock_irqrestore(&hmm_devices_lock, flags);
 	hmm_count(devices, -1);
 	/* Pairs with the cmpxchg() in __hmm_device_register() */
 	smp_store_release(&device->state, HMM_DEVICE_UNREGISTERED);
@@ -1803,15 +1933,16 @@ DEFINE_SHOW_ATTRIBUTE(hmm_debugfs_counts);
 static int hmm_debugfs_devices_show(struct seq_file *m, void *unused)
 {
 	struct hmm_device *device;
+	unsigned long flags;
 
 	seq_puts(m, "device state registered references\n");
-	spin_lock(&hmm_devices_lock);
+	spin_lock_irqsave(&hmm_devices_lock, flags);
 	list_for_each_entry(device, &hmm_devices, node)
 		seq_printf(m, "%s %s %u %u\n", device->name,
 			   hmm_device_states[READ_ONCE(device->state)],
 			   READ_ONCE(device->nr_registered),
 			   kref_read(&device->kref));
-	spin_unlock(&hmm_devices_lock);
+	spin_unlock_irqrestore(&hmm_devices_lock, flags);
 	return 0;
 }
 DEFINE_SHOW_ATTRIBUTE(hmm_debugfs_devices);
@@ -1828,7 +1959,8 @@ static void hmm_debugfs_mirrors_of(struct seq_file *m, struct hmm_device *device
 			return;
 		seq_printf(m, "%s %p %p %s %s %s %u %lu\n", device->name, mirror,
 			   mirror->mm,
-			   mirror->registered ? "registered" : "unregistered",
+			   READ_ONCE(mirror->registered) ? "registered" :
+							   "unregistered",
 			   released ? "released" :
 			   reason == HMM_RELEASE_NONE ? "live" : "releasing",
 			   hmm_reasons[reason], kref_read(&mirror->kref),
@@ -1842,17 +1974,17 @@ static int hmm_debugfs_mirrors_show(struct seq_file *m, void *unused)
 	unsigned long flags;
 
 	seq_puts(m, "device mirror mm registration state reason references age_s\n");
-	spin_lock(&hmm_devices_lock);
+	spin_lock_irqsave(&hmm_devices_lock, flags);
 	list_for_each_entry(device, &hmm_devices, node) {
-		spin_lock_irqsave(&device->lock, flags);
+		spin_lock(&device->lock);
 		hmm_debugfs_mirrors_of(m, device, &device->mirrors, false);
 		hmm_debugfs_mirrors_of(m, device, &device->released, true);
-		spin_unlock_irqrestore(&device->lock, flags);
+		spin_unlock(&device->lock);
 		/* It is shown again, with more room */
 		if (seq_has_overflowed(m))
 			break;
 	}
-	spin_unlock(&hmm_devices_lock);
+	spin_unlock_irqrestore(&hmm_devices_lock, flags);
 	return 0;
 }
 DEFINE_SHOW_ATTRIBUTE(hmm_debugfs_mirrors);
@@ -1882,13 +2014,6 @@ static void hmm_destroy_queues(void)
 
 static int __init hmm_init(void)
 {
-	unsigned int i;
-
-	for (i = 0; i < ARRAY_SIZE(hmm_table); i++)
-		spin_lock_init(&hmm_table[i].lock);
-	for (i = 0; i < ARRAY_SIZE(hmm_tasks); i++)
-		spin_lock_init(&hmm_tasks[i].lock);
-
 	/*
 	 * Unbound, as callbacks may sleep for long; as many at once as can be.
 	 * Not WQ_MEM_RECLAIM: a callback that flushes an ordinary queue would be

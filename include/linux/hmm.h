@@ -71,12 +71,17 @@ enum hmm_release_reason {
  *	current->mm. Until it returns
  *	exit counts as an invalidation of the whole address space: it must not
  *	call mmu_interval_notifier_remove() for that, nor wait for anyone who
- *	does, or who calls mmu_interval_read_begin() without mm_users.
+ *	does, or who calls mmu_interval_read_begin() without mm_users, nor for
+ *	what its own interval notifiers do in a second pass of that invalidation.
+ *	Nor may it, or who it waits for, drop mm_users of that address space by
+ *	mmput(), which would wait for it: hmm_mirror_mm_put() and mmput_async()
+ *	do not.
  * @free: The last reference to the mirror is gone, and HMM will not touch it
  *	again: free the memory. Needed for hmm_mirror_unregister_async();
  *	without it the memory belongs to the caller of hmm_mirror_unregister()
  *	again. Called once, after @release returned, in process context; may
- *	sleep.
+ *	sleep. Best frees as its last act: work of a new mirror at the same
+ *	address waits for this to return.
  *
  * HMM holds none of its locks over either callback. Neither may call
  * hmm_mirror_unregister(), hmm_device_unplug(), hmm_device_unregister() or
@@ -124,9 +129,10 @@ struct hmm_mirror {
 	struct list_head device_node;
 	struct kref kref;
 	refcount_t users;
-	bool registered;
+	unsigned int registered;
 	bool async;
 	int step;
+	int mm_pins;
 	atomic_t due;
 	enum hmm_release_reason reason;
 	unsigned long unlink_gp;

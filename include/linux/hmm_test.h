@@ -30,6 +30,8 @@ struct hmm_mirror;
  * @HMM_POINT_RELEASE_WAIT: This thread lost the release and waits for its owner
  *	next.
  * @HMM_POINT_EXIT_DONE: mm exit is done with the mirror, but still a user of it.
+ * @HMM_POINT_MM_UNUSED: Nobody uses the struct hmm of an mm any more, but it can
+ *	still be seen in the table.
  * @HMM_POINT_UNREGISTER_WAIT: hmm_mirror_unregister() waits for the other
  *	references next.
  * @HMM_POINT_UNPLUG_DONE: hmm_device_unplug() has no mirror left, and returns next.
@@ -48,6 +50,7 @@ enum hmm_test_point {
 	HMM_POINT_RELEASE_RETURNED,
 	HMM_POINT_RELEASE_WAIT,
 	HMM_POINT_EXIT_DONE,
+	HMM_POINT_MM_UNUSED,
 	HMM_POINT_UNREGISTER_WAIT,
 	HMM_POINT_UNPLUG_DONE,
 	HMM_POINT_DEVICE_WAIT,

@@ -70,6 +70,7 @@ struct gpu_context {
 	void (*in_release)(struct gpu_context *context);
 	struct gpu_context *other;
 	struct gpu *gpu;
+	struct mm_struct *mm;
 	struct completion entered;	/* ->release() has begun */
 	struct completion came;
 	int ret;
@@ -257,6 +258,17 @@ static struct mm_struct *mm_new(struct kunit *test)
 	return mm;
 }
 
+static void mm_map_page(struct kunit *test, struct mm_struct *mm)
+{
+	mm->task_size = TASK_SIZE;
+	kthread_use_mm(mm);
+	KUNIT_EXPECT_EQ(test, vm_mmap(NULL, SOME_ADDRESS, PAGE_SIZE,
+				      PROT_READ | PROT_WRITE,
+				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
+				      0), SOME_ADDRESS);
+	kthread_unuse_mm(mm);
+}
+
 static struct gpu_context *context_new(struct kunit *test)
 {
 	struct gpu_context *context = kzalloc(sizeof(*context), GFP_KERNEL);
@@ -273,6 +285,7 @@ static struct gpu_context *context_register(struct kunit *test, struct gpu *gpu,
 	struct gpu_context *context = context_new(test);
 
 	context->gpu = gpu;
+	context->mm = mm;
 	KUNIT_ASSERT_EQ(test, hmm_mirror_register(&context->mirror, &gpu->hmm,
 						  mm), 0);
 	return context;
@@ -664,6 +677,9 @@ static void hmm_unregister_waits_for_exit_to_let_go(struct kunit *test)
 	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_UNREGISTER_WAIT));
 	gate_open(HMM_POINT_UNREGISTER_WAIT);
 	KUNIT_EXPECT_TRUE(test, job_waits(&unregister));
+	/* What exit does is in no read section: a grace period is no fence here */
+	synchronize_rcu();
+	KUNIT_EXPECT_TRUE(test, job_waits(&unregister));
 
 	gate_open(HMM_POINT_EXIT_DONE);
 	KUNIT_EXPECT_TRUE(test, job_end(&unregister));
@@ -884,6 +900,97 @@ static void hmm_registers_at_once_share_one_hmm(struct kunit *test)
 	gpu_end(test, gpu);
 }
 
+/*
+ * The last mirror of an mm goes, and its struct hmm can still be seen: a new mirror
+ * needs a new one. Each of the two then hears of the exit, in either order.
+ */
+static void hmm_register_beside_last_unregister(struct kunit *test)
+{
+	int exit_first;
+
+	for (exit_first = 0; exit_first < 2; exit_first++) {
+		struct gpu *gpu = gpu_new(test, &gpu_ops);
+		struct mm_struct *mm = mm_new(test);
+		struct gpu_context *first = context_register(test, gpu, mm);
+		struct gpu_context *second;
+		struct hmm_test_counts counts;
+		struct job unregister;
+
+		gate_close(HMM_POINT_MM_UNUSED);
+		job_start(&unregister, job_unregister, first);
+		KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_MM_UNUSED));
+		second = context_register(test, gpu, mm);
+		hmm_test_quiesce(&counts);
+		KUNIT_EXPECT_EQ(test, counts.hmms, 2);
+		KUNIT_EXPECT_PTR_EQ(test, hmm_mirror_find(&gpu->hmm, mm),
+				    &second->mirror);
+		hmm_mirror_put(&second->mirror);
+
+		if (exit_first)
+			mmput(mm);
+		gate_open(HMM_POINT_MM_UNUSED);
+		KUNIT_EXPECT_TRUE(test, job_end(&unregister));
+		if (!exit_first)
+			mmput(mm);
+		context_end(test, first, HMM_RELEASE_UNREGISTER, 0);
+		hmm_mirror_unregister(&second->mirror);
+		context_end(test, second, HMM_RELEASE_MM_EXIT, 0);
+		gpu_end(test, gpu);
+	}
+}
+
+struct churn {
+	struct gpu *gpu;
+	struct mm_struct *mm;
+	struct gpu_context *context;
+	int failed;
+};
+
+static void job_churn(void *arg)
+{
+	struct churn *churn = arg;
+	struct hmm_mirror *found;
+	int i;
+
+	for (i = 0; i < NR_RACES; i++) {
+		atomic_set(&churn->context->nr_release, 0);
+		churn->failed += !!hmm_mirror_register(&churn->context->mirror,
+						       &churn->gpu->hmm,
+						       churn->mm);
+		/* Its own at least */
+		found = hmm_mirror_find(&churn->gpu->hmm, churn->mm);
+		churn->failed += !found;
+		if (found)
+			hmm_mirror_put(found);
+		hmm_mirror_unregister(&churn->context->mirror);
+		churn->failed += atomic_read(&churn->context->nr_release) != 1;
+	}
+}
+
+/* First and last mirrors of one mm, again and again: none may fail or be lost. */
+static void hmm_registers_and_unregisters_on_one_mm(struct kunit *test)
+{
+	struct gpu *gpu = gpu_new(test, &gpu_ops);
+	struct mm_struct *mm = mm_new(test);
+	struct churn churn[4] = {};
+	struct job jobs[4];
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(jobs); i++) {
+		churn[i].gpu = gpu;
+		churn[i].mm = mm;
+		churn[i].context = context_new(test);
+		job_start(&jobs[i], job_churn, &churn[i]);
+	}
+	for (i = 0; i < ARRAY_SIZE(jobs); i++) {
+		KUNIT_EXPECT_TRUE(test, job_end(&jobs[i]));
+		KUNIT_EXPECT_EQ(test, churn[i].failed, 0);
+		context_end(test, churn[i].context, HMM_RELEASE_UNREGISTER, 0);
+	}
+	mmput(mm);
+	gpu_end(test, gpu);
+}
+
 static bool kunit_invalidate(struct mmu_interval_notifier *notifier,
 			     const struct mmu_notifier_range *range,
 			     unsigned long cur_seq)
@@ -918,13 +1025,7 @@ static void hmm_register_waits_for_running_invalidation(struct kunit *test)
 	struct mmu_interval_notifier notifier;
 	struct job unmap, add;
 
-	r.mm->task_size = TASK_SIZE;
-	kthread_use_mm(r.mm);
-	KUNIT_EXPECT_EQ(test, vm_mmap(NULL, SOME_ADDRESS, PAGE_SIZE,
-				      PROT_READ | PROT_WRITE,
-				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
-				      0), SOME_ADDRESS);
-	kthread_unuse_mm(r.mm);
+	mm_map_page(test, r.mm);
 	KUNIT_ASSERT_EQ(test, mmu_interval_notifier_insert(&notifier, r.mm,
 							   SOME_ADDRESS,
 							   PAGE_SIZE,
@@ -946,6 +1047,110 @@ static void hmm_register_waits_for_running_invalidation(struct kunit *test)
 	hmm_mirror_unregister(&r.context->mirror);
 	context_end(test, r.context, HMM_RELEASE_MM_EXIT, 0);
 	gpu_end(test, r.gpu);
+}
+
+/*
+ * An unregister must not wait for what another driver does to the mm; and a register
+ * after it meets an invalidation that began before there was a mirror.
+ */
+static void hmm_unregister_and_register_during_an_invalidation(struct kunit *test)
+{
+	struct registration r = {
+		.gpu = gpu_new(test, &gpu_ops),
+		.mm = mm_new(test),
+		.context = context_new(test),
+	};
+	struct gpu_context *first = context_register(test, r.gpu, r.mm);
+	struct mmu_interval_notifier notifier;
+	struct job unmap, unregister, add;
+
+	mm_map_page(test, r.mm);
+	KUNIT_ASSERT_EQ(test, mmu_interval_notifier_insert(&notifier, r.mm,
+							   SOME_ADDRESS,
+							   PAGE_SIZE,
+							   &kunit_notifier_ops),
+			0);
+	gate_close(GATE_IN_INVALIDATE);
+	job_start(&unmap, job_munmap, r.mm);
+	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_INVALIDATE));
+	job_start(&unregister, job_unregister, first);
+	KUNIT_EXPECT_TRUE(test, job_end(&unregister));
+	context_end(test, first, HMM_RELEASE_UNREGISTER, 0);
+	job_start(&add, job_register, &r);
+	KUNIT_EXPECT_TRUE(test, job_waits(&add));
+
+	gate_open(GATE_IN_INVALIDATE);
+	KUNIT_EXPECT_TRUE(test, job_end(&add));
+	KUNIT_EXPECT_TRUE(test, job_end(&unmap));
+	KUNIT_EXPECT_EQ(test, r.ret, 0);
+	mmu_interval_notifier_remove(&notifier);
+	mmput(r.mm);
+	hmm_mirror_unregister(&r.context->mirror);
+	context_end(test, r.context, HMM_RELEASE_MM_EXIT, 0);
+	gpu_end(test, r.gpu);
+}
+
+/* The release of one device is on its way: a second one may not be left behind. */
+static void hmm_register_during_exit_fails(struct kunit *test)
+{
+	struct gpu *gpu = gpu_new(test, &gpu_ops);
+	struct gpu *other = gpu_new(test, &gpu_ops);
+	struct mm_struct *mm = mm_new(test);
+	struct gpu_context *context = context_register(test, gpu, mm);
+	struct hmm_mirror late = {};
+	struct job exit;
+
+	gate_close(GATE_IN_RELEASE);
+	job_start(&exit, job_mmput, mm);
+	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_RELEASE));
+	KUNIT_EXPECT_EQ(test, hmm_mirror_register(&late, &other->hmm, mm),
+			-ESRCH);
+	gpu_end(test, other);
+	gate_open(GATE_IN_RELEASE);
+	KUNIT_EXPECT_TRUE(test, job_end(&exit));
+	hmm_mirror_unregister(&context->mirror);
+	context_end(test, context, HMM_RELEASE_MM_EXIT, 0);
+	gpu_end(test, gpu);
+}
+
+/* One of two devices was not to be had: exit has the other to release, only. */
+static void hmm_exit_after_a_second_device_failed(struct kunit *test)
+{
+	struct gpu *gpu = gpu_new(test, &gpu_ops);
+	struct gpu *gone = gpu_new(test, &gpu_ops);
+	struct mm_struct *mm = mm_new(test);
+	struct gpu_context *context = context_register(test, gpu, mm);
+	struct gpu_context *failed = context_new(test);
+
+	hmm_device_unplug(&gone->hmm);
+	KUNIT_EXPECT_EQ(test, hmm_mirror_register(&failed->mirror, &gone->hmm,
+						  mm), -ENODEV);
+	gpu_end(test, gone);
+	mmput(mm);
+	KUNIT_EXPECT_EQ(test, atomic_read(&failed->nr_release), 0);
+	kfree(failed);
+	hmm_mirror_unregister(&context->mirror);
+	context_end(test, context, HMM_RELEASE_MM_EXIT, 0);
+	gpu_end(test, gpu);
+}
+
+/* The count of mirrors must not wrap. Nobody has as many: it is set. */
+static void hmm_register_on_a_full_device_fails(struct kunit *test)
+{
+	struct gpu *gpu = gpu_new(test, &gpu_ops);
+	struct mm_struct *mm = mm_new(test);
+	struct hmm_test_counts counts;
+	struct hmm_mirror late = {};
+
+	WRITE_ONCE(gpu->hmm.nr_registered, UINT_MAX / 4);
+	KUNIT_EXPECT_EQ(test, hmm_mirror_register(&late, &gpu->hmm, mm),
+			-EOVERFLOW);
+	WRITE_ONCE(gpu->hmm.nr_registered, 0);
+	hmm_test_quiesce(&counts);
+	KUNIT_EXPECT_EQ(test, counts.hmms, 0);
+	KUNIT_EXPECT_EQ(test, counts.mirrors, 0);
+	mmput(mm);
+	gpu_end(test, gpu);
 }
 
 /* As it comes, on two CPUs; the device is removed and all is freed at once. */
@@ -1225,6 +1430,39 @@ static void hmm_release_may_unregister_async_kill_and_put(struct kunit *test)
 	mmput(s.mm);
 }
 
+static void register_in_release(struct gpu_context *context)
+{
+	struct gpu_context *other = context->other;
+
+	context->ret = hmm_mirror_register(&other->mirror, &other->gpu->hmm,
+					   context->mm);
+	other->ret = hmm_mirror_register(&other->mirror, &other->gpu->hmm,
+					 other->mm);
+}
+
+/* Its own address space is gone by then, another one is as good as ever. */
+static void hmm_register_in_release(struct kunit *test)
+{
+	struct gpu *gpu = gpu_new(test, &gpu_ops);
+	struct mm_struct *mm = mm_new(test);
+	struct gpu_context *context = context_register(test, gpu, mm);
+	struct gpu_context *other = context_new(test);
+
+	other->gpu = gpu;
+	other->mm = mm_new(test);
+	context->other = other;
+	context->in_release = register_in_release;
+	mmput(mm);
+	KUNIT_EXPECT_EQ(test, context->ret, -ESRCH);
+	KUNIT_EXPECT_EQ(test, other->ret, 0);
+	mmput(other->mm);
+	hmm_mirror_unregister(&context->mirror);
+	hmm_mirror_unregister(&other->mirror);
+	context_end(test, context, HMM_RELEASE_MM_EXIT, 0);
+	context_end(test, other, HMM_RELEASE_MM_EXIT, 0);
+	gpu_end(test, gpu);
+}
+
 static void wait_in_release(struct gpu_context *context)
 {
 	context->ret = wait_for_completion_timeout(&context->came,
@@ -1367,6 +1605,92 @@ static void hmm_put_and_kill_in_interrupt(struct kunit *test)
 	mmput(s.mm);
 }
 
+struct failing {
+	struct mmu_interval_notifier notifier;
+	struct hmm_mirror *mirror;
+	bool kill;
+};
+
+static bool failing_invalidate(struct mmu_interval_notifier *notifier,
+			       const struct mmu_notifier_range *range,
+			       unsigned long cur_seq)
+{
+	struct failing *failing = container_of(notifier, struct failing, notifier);
+	struct hmm_mirror *mirror = xchg(&failing->mirror, NULL);
+
+	mmu_interval_set_seq(notifier, cur_seq);
+	if (mirror && failing->kill)
+		hmm_mirror_kill(mirror);
+	if (mirror)
+		hmm_mirror_put(mirror);
+	return true;
+}
+
+static const struct mmu_interval_notifier_ops failing_ops = {
+	.invalidate = failing_invalidate,
+};
+
+/*
+ * A device that fails when it is to give up a page is killed there, and there its
+ * driver may drop the last reference. Its neighbours go on.
+ */
+static void hmm_kill_and_put_in_an_invalidation(struct kunit *test)
+{
+	struct gpu_context *neighbour;
+	struct failing failing = {};
+	struct scene s = {};
+	struct job unmap;
+	int i;
+
+	scene_set(test, &s);
+	neighbour = context_register(test, s.gpu, s.mm);
+	KUNIT_ASSERT_EQ(test, mmu_interval_notifier_insert(&failing.notifier,
+							   s.mm, SOME_ADDRESS,
+							   PAGE_SIZE,
+							   &failing_ops), 0);
+	for (i = 0; i < 2; i++) {
+		failing.mirror = hmm_mirror_get(&s.context->mirror);
+		failing.kill = !i;
+		if (i)
+			hmm_mirror_unregister_async(&s.context->mirror);
+		mm_map_page(test, s.mm);
+		job_start(&unmap, job_munmap, s.mm);
+		KUNIT_EXPECT_TRUE(test, job_end(&unmap));
+		hmm_synchronize();
+		KUNIT_EXPECT_EQ(test, atomic_read(&s.context->nr_release), 1);
+		KUNIT_EXPECT_EQ(test, atomic_read(&s.context->nr_free), i);
+	}
+	KUNIT_EXPECT_EQ(test, atomic_read(&neighbour->nr_release), 0);
+	mmu_interval_notifier_remove(&failing.notifier);
+	mmput(s.mm);
+	hmm_mirror_unregister(&neighbour->mirror);
+	context_end(test, neighbour, HMM_RELEASE_MM_EXIT, 1);
+	context_end(test, s.context, HMM_RELEASE_ERROR, 1);
+	gpu_end(test, s.gpu);
+}
+
+/* A worker that still has a reference may report a failure long after the end. */
+static void hmm_kill_after_the_end_does_nothing(struct kunit *test)
+{
+	struct scene s = {};
+
+	scene_set(test, &s);
+	hmm_mirror_get(&s.context->mirror);
+	hmm_mirror_unregister_async(&s.context->mirror);
+	hmm_synchronize();
+	hmm_mirror_kill(&s.context->mirror);
+	hmm_mirror_kill(&s.context->mirror);
+	hmm_synchronize();
+	KUNIT_EXPECT_EQ(test, hmm_mirror_release_reason(&s.context->mirror),
+			HMM_RELEASE_UNREGISTER);
+	KUNIT_EXPECT_EQ(test, atomic_read(&s.context->nr_free), 0);
+	hmm_mirror_put(&s.context->mirror);
+	hmm_synchronize();
+	context_end(test, s.context, HMM_RELEASE_UNREGISTER, 1);
+	gpu_end(test, s.gpu);
+	mmput(s.mm);
+}
+
 /* G14. A barrier: everything that was due has returned, whoever is at it. */
 static void hmm_synchronize_waits_for_what_is_due(struct kunit *test)
 {
@@ -1419,9 +1743,64 @@ static void hmm_synchronize_waits_for_what_is_due(struct kunit *test)
 	}
 }
 
+/* G14. The last put makes ->free() due, also if an unregister waits for it. */
+static void hmm_synchronize_waits_for_the_free_of_an_unregister(struct kunit *test)
+{
+	struct job unregister, synchronize;
+	struct scene s = {};
+
+	scene_set(test, &s);
+	hmm_mirror_get(&s.context->mirror);
+	gate_close(HMM_POINT_UNREGISTER_WAIT);
+	gate_close(GATE_IN_FREE);
+	scene_start(&s, &unregister, PATH_UNREGISTER);
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_UNREGISTER_WAIT));
+	gate_open(HMM_POINT_UNREGISTER_WAIT);
+	KUNIT_EXPECT_TRUE(test, job_waits(&unregister));
+	hmm_mirror_put(&s.context->mirror);
+	job_start(&synchronize, job_synchronize, NULL);
+	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_FREE));
+	KUNIT_EXPECT_TRUE(test, job_waits(&synchronize));
+	gate_open(GATE_IN_FREE);
+	KUNIT_EXPECT_TRUE(test, job_end(&synchronize));
+	KUNIT_EXPECT_TRUE(test, job_end(&unregister));
+	scene_end(test, &s, PATH_UNREGISTER, PATH_UNREGISTER);
+}
+
+/*
+ * The driver has the memory back in ->free(), and may use it again. What becomes of
+ * the new mirror does not wait for that ->free() to return.
+ */
+static void hmm_release_does_not_wait_for_an_older_free(struct kunit *test)
+{
+	struct gpu_context *context;
+	struct scene s = {};
+
+	scene_set(test, &s);
+	context = s.context;
+	gate_close(GATE_IN_FREE);
+	hmm_mirror_unregister_async(&context->mirror);
+	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_FREE));
+	reinit_completion(&context->entered);
+	KUNIT_ASSERT_EQ(test, hmm_mirror_register(&context->mirror, &s.gpu->hmm,
+						  s.mm), 0);
+	hmm_mirror_kill(&context->mirror);
+	KUNIT_EXPECT_TRUE(test, context_entered(context));
+	gate_open(GATE_IN_FREE);
+	hmm_synchronize();
+	KUNIT_EXPECT_EQ(test, atomic_read(&context->nr_release), 2);
+	KUNIT_EXPECT_EQ(test, atomic_read(&context->nr_free), 1);
+	hmm_mirror_unregister(&context->mirror);
+	KUNIT_EXPECT_EQ(test, atomic_read(&context->nr_free), 2);
+	kfree(context);
+	gpu_end(test, s.gpu);
+	mmput(s.mm);
+}
+
 /* G15. Pins in turn must not keep a process that is gone. */
 static void hmm_mm_get_fails_once_only_pins_are_left(struct kunit *test)
 {
+	struct hmm_mirror late = {};
 	struct hmm_mirror *mirror;
 	struct scene s = {};
 
@@ -1436,6 +1815,10 @@ static void hmm_mm_get_fails_once_only_pins_are_left(struct kunit *test)
 	hmm_mirror_mm_put(mirror);
 	KUNIT_EXPECT_EQ(test, atomic_read(&s.mm->mm_users), 1);
 	KUNIT_EXPECT_FALSE(test, hmm_mirror_mm_get(mirror));
+	/* Nor may one who registers in turn */
+	KUNIT_EXPECT_EQ(test, hmm_mirror_register(&late, &s.gpu->hmm, s.mm),
+			-ESRCH);
+	KUNIT_EXPECT_EQ(test, atomic_read(&s.mm->mm_users), 1);
 	KUNIT_EXPECT_EQ(test, atomic_read(&s.context->nr_release), 0);
 
 	gate_close(GATE_IN_RELEASE);
@@ -1591,6 +1974,29 @@ static void hmm_releases_of_exit_and_unplug_overlap(struct kunit *test)
 	}
 }
 
+/* G9, D24. Two processes exit, and the device of each waits for the other's. */
+static void hmm_releases_of_two_processes_overlap(struct kunit *test)
+{
+	struct scene s[2] = {};
+	struct job exit[2];
+	int i;
+
+	for (i = 0; i < 2; i++) {
+		scene_set(test, &s[i]);
+		s[i].context->in_release = meet_in_release;
+	}
+	for (i = 0; i < 2; i++)
+		s[i].context->other = s[!i].context;
+	for (i = 0; i < 2; i++)
+		scene_start(&s[i], &exit[i], PATH_EXIT);
+	for (i = 0; i < 2; i++) {
+		KUNIT_EXPECT_TRUE(test, job_end(&exit[i]));
+		KUNIT_EXPECT_NE(test, s[i].context->ret, 0);
+	}
+	for (i = 0; i < 2; i++)
+		scene_end(test, &s[i], PATH_EXIT, PATH_EXIT);
+}
+
 /* Found: the live mirror of that device and mm, with a reference; no other. */
 static void hmm_find_gives_live_mirrors_only(struct kunit *test)
 {
@@ -1634,13 +2040,7 @@ static void hmm_register_with_a_signal_pending_unwinds(struct kunit *test)
 	struct gpu_context *context = context_new(test);
 	struct hmm_test_counts counts;
 
-	mm->task_size = TASK_SIZE;
-	kthread_use_mm(mm);
-	KUNIT_EXPECT_EQ(test, vm_mmap(NULL, SOME_ADDRESS, PAGE_SIZE,
-				      PROT_READ | PROT_WRITE,
-				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
-				      0), SOME_ADDRESS);
-	kthread_unuse_mm(mm);
+	mm_map_page(test, mm);
 
 	allow_signal(SIGUSR1);
 	send_sig(SIGUSR1, current, 1);
@@ -1667,13 +2067,7 @@ static void hmm_invalidations_reach_the_driver_during_release(struct kunit *test
 	struct scene s = {};
 
 	scene_set(test, &s);
-	s.mm->task_size = TASK_SIZE;
-	kthread_use_mm(s.mm);
-	KUNIT_EXPECT_EQ(test, vm_mmap(NULL, SOME_ADDRESS, PAGE_SIZE,
-				      PROT_READ | PROT_WRITE,
-				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
-				      0), SOME_ADDRESS);
-	kthread_unuse_mm(s.mm);
+	mm_map_page(test, s.mm);
 	KUNIT_ASSERT_EQ(test, mmu_interval_notifier_insert(&notifier, s.mm,
 							   SOME_ADDRESS,
 							   PAGE_SIZE,
@@ -1699,12 +2093,23 @@ static void hmm_invalidations_reach_the_driver_during_release(struct kunit *test
  * Misuse: reported, refused, survived
  */
 
+/* Each misuse, at each place, warns. */
+#define expect_warning(what, call)					\
+do {									\
+	pr_info("hmm-test: expect-warning %s\n", what);			\
+	call;								\
+	pr_info("hmm-test: end-expect\n");				\
+} while (0)
+
 static void misuse_in_release(struct gpu_context *context)
 {
-	hmm_mirror_unregister(&context->mirror);
-	hmm_device_unplug(&context->gpu->hmm);
-	hmm_synchronize();
-	context->ret = hmm_device_unregister(&context->gpu->hmm);
+	expect_warning("hmm_mirror_unregister.* in a callback",
+		       hmm_mirror_unregister(&context->mirror));
+	expect_warning("hmm_device_unplug.* in a callback",
+		       hmm_device_unplug(&context->gpu->hmm));
+	expect_warning("hmm_synchronize.* in a callback", hmm_synchronize());
+	expect_warning("hmm_device_unregister.* in a callback",
+		       context->ret = hmm_device_unregister(&context->gpu->hmm));
 }
 
 static void hmm_unregister_in_callback_is_refused(struct kunit *test)
@@ -1718,9 +2123,7 @@ static void hmm_unregister_in_callback_is_refused(struct kunit *test)
 	context->gpu = other;
 	KUNIT_ASSERT_EQ(test, hmm_mirror_register(&context->mirror, &gpu->hmm,
 						  mm), 0);
-	pr_info("hmm-test: expect-warning in a callback of HMM\n");
 	mmput(mm);
-	pr_info("hmm-test: end-expect\n");
 	KUNIT_EXPECT_EQ(test, context->ret, -EBUSY);
 	hmm_mirror_unregister(&context->mirror);
 	context_end(test, context, HMM_RELEASE_MM_EXIT, 0);
@@ -1736,26 +2139,61 @@ static void hmm_unregister_of_unregistered_is_refused(struct kunit *test)
 	struct hmm_mirror never_mirror = {};
 	struct hmm_device never = {};
 	struct job remove;
+	int ret;
 
 	hmm_mirror_unregister(&context->mirror);
-	pr_info("hmm-test: expect-warning of an unregistered (mirror|device)\n");
-	hmm_mirror_unregister(&context->mirror);
+	/* Twice, then never registered: the same place, so one warning a boot */
+	expect_warning("hmm_mirror_unregister.* of an unregistered mirror",
+		       hmm_mirror_unregister(&context->mirror));
 	hmm_mirror_unregister(&never_mirror);
-	hmm_mirror_unregister_async(&never_mirror);
-	hmm_device_unplug(&never);
-	KUNIT_EXPECT_EQ(test, hmm_device_unregister(&never), -EINVAL);
+	expect_warning("hmm_mirror_unregister_async.* of an unregistered mirror",
+		       hmm_mirror_unregister_async(&never_mirror));
+	expect_warning("hmm_device_unplug.* of an unregistered device",
+		       hmm_device_unplug(&never));
+	expect_warning("hmm_device_unregister.* of an unregistered device",
+		       ret = hmm_device_unregister(&never));
+	KUNIT_EXPECT_EQ(test, ret, -EINVAL);
 	/* Two at once */
 	gate_close(HMM_POINT_DEVICE_WAIT);
 	job_start(&remove, job_device_unregister, gpu);
 	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_DEVICE_WAIT));
 	KUNIT_EXPECT_EQ(test, hmm_device_unregister(&gpu->hmm), -EINVAL);
-	pr_info("hmm-test: end-expect\n");
 
 	gate_open(HMM_POINT_DEVICE_WAIT);
 	KUNIT_EXPECT_TRUE(test, job_end(&remove));
 	context_end(test, context, HMM_RELEASE_UNREGISTER, 0);
 	kfree(gpu);
 	mmput(mm);
+}
+
+/* What is dropped too often, or cannot work: said, and survived. */
+static void hmm_put_of_what_was_not_taken_is_refused(struct kunit *test)
+{
+	struct gpu *gpu = gpu_new(test, &gpu_ops);
+	struct mm_struct *mm = mm_new(test);
+	struct gpu_context *context = context_register(test, gpu, mm);
+	struct gpu_context *pinned = context_register(test, gpu, mm);
+
+	expect_warning("hmm_mirror_put.* of what was not taken",
+		       hmm_mirror_put(&context->mirror));
+	/* The pin is another's: it stays */
+	KUNIT_EXPECT_TRUE(test, hmm_mirror_mm_get(&pinned->mirror));
+	expect_warning("hmm_mirror_mm_put.* of what is not pinned",
+		       hmm_mirror_mm_put(&context->mirror));
+	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_users), 2);
+	hmm_mirror_mm_put(&pinned->mirror);
+	expect_warning("hmm_mirror_unregister_async.* without ->free",
+		       hmm_mirror_unregister_async(&context->mirror));
+	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_users), 1);
+	KUNIT_EXPECT_EQ(test, atomic_read(&context->nr_release), 0);
+	KUNIT_EXPECT_EQ(test, hmm_device_unregister(&gpu->hmm), -EBUSY);
+
+	hmm_mirror_unregister(&context->mirror);
+	context_end(test, context, HMM_RELEASE_UNREGISTER, 0);
+	hmm_mirror_unregister(&pinned->mirror);
+	context_end(test, pinned, HMM_RELEASE_UNREGISTER, 0);
+	mmput(mm);
+	gpu_end(test, gpu);
 }
 
 static int hmm_kunit_suite_init(struct kunit_suite *suite)
@@ -1821,27 +2259,40 @@ static struct kunit_case hmm_kunit_cases[] = {
 	KUNIT_CASE(hmm_register_loses_to_device_unregister),
 	KUNIT_CASE(hmm_register_beside_exit_is_released),
 	KUNIT_CASE(hmm_registers_at_once_share_one_hmm),
+	KUNIT_CASE(hmm_register_beside_last_unregister),
+	KUNIT_CASE_SLOW(hmm_registers_and_unregisters_on_one_mm),
 	KUNIT_CASE(hmm_register_waits_for_running_invalidation),
+	KUNIT_CASE(hmm_unregister_and_register_during_an_invalidation),
+	KUNIT_CASE(hmm_register_during_exit_fails),
+	KUNIT_CASE(hmm_exit_after_a_second_device_failed),
+	KUNIT_CASE(hmm_register_on_a_full_device_fails),
 	KUNIT_CASE_SLOW(hmm_exit_against_unregister_many_times),
 	KUNIT_CASE_SLOW(hmm_second_one_waits_for_the_release_of_the_first),
 	KUNIT_CASE_SLOW(hmm_everybody_at_once_releases_once),
 	KUNIT_CASE(hmm_device_unregister_waits_for_async_free),
 	KUNIT_CASE(hmm_release_may_unregister_async_kill_and_put),
+	KUNIT_CASE(hmm_register_in_release),
 	KUNIT_CASE(hmm_sleeping_release_delays_nobody_else),
 	KUNIT_CASE(hmm_exit_without_workers_releases_all),
 	KUNIT_CASE(hmm_put_and_kill_in_interrupt),
+	KUNIT_CASE(hmm_kill_and_put_in_an_invalidation),
+	KUNIT_CASE(hmm_kill_after_the_end_does_nothing),
 	KUNIT_CASE(hmm_synchronize_waits_for_what_is_due),
+	KUNIT_CASE(hmm_synchronize_waits_for_the_free_of_an_unregister),
+	KUNIT_CASE(hmm_release_does_not_wait_for_an_older_free),
 	KUNIT_CASE(hmm_mm_get_fails_once_only_pins_are_left),
 	KUNIT_CASE(hmm_mm_pin_outlives_the_release),
 	KUNIT_CASE(hmm_last_pin_in_a_worker_that_release_waits_for),
 	KUNIT_CASE(hmm_unplug_releases_all_and_refuses_new),
 	KUNIT_CASE(hmm_device_unregister_waits_for_unplug),
 	KUNIT_CASE(hmm_releases_of_exit_and_unplug_overlap),
+	KUNIT_CASE(hmm_releases_of_two_processes_overlap),
 	KUNIT_CASE(hmm_find_gives_live_mirrors_only),
 	KUNIT_CASE(hmm_register_with_a_signal_pending_unwinds),
 	KUNIT_CASE(hmm_invalidations_reach_the_driver_during_release),
 	KUNIT_CASE(hmm_unregister_in_callback_is_refused),
 	KUNIT_CASE(hmm_unregister_of_unregistered_is_refused),
+	KUNIT_CASE(hmm_put_of_what_was_not_taken_is_refused),
 	{}
 };
 
