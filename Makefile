@@ -4,7 +4,7 @@
 # without make. "make help" lists them with the variables that they take.
 
 COMMANDS := run test kunit lint shell harness-test range-check clean help
-VARIABLES := BASE KDIR ARGS JOBS HMM_CACHE
+VARIABLES := BASE KDIR ARGS KCSAN RT RUNS JOBS HMM_CACHE
 
 export $(VARIABLES)
 MAKEFLAGS += --no-print-directory --no-builtin-rules

@@ -8,6 +8,7 @@
 # usage: harness/boot.sh JOB [ARGUMENT...]   the jobs: harness/guest/init
 # HMM_BOOT_LIMIT, HMM_LIMIT: seconds until init runs (120), from then on (480)
 # HMM_FLAVOUR: which build to boot (debug); HMM_INITRAMFS: another initramfs
+# HMM_KERNEL: the name of the results instead of JOB, then kernel parameters
 
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -15,8 +16,9 @@ set -euo pipefail
 
 job=$1
 shift
+read -r name parameters <<<"${HMM_KERNEL:-$job}"
 guest=$OUT/${HMM_FLAVOUR:-debug}
-dir=$guest/$job
+dir=$guest/$name
 boot_limit=${HMM_BOOT_LIMIT:-120}
 limit=${HMM_LIMIT:-480}
 
@@ -34,7 +36,7 @@ qemu() {
 # KUnit suites run when loaded (their Kconfig default, but allnoconfig takes it).
 cmdline="console=ttyS0 panic=-1 oops=panic hung_task_panic=1 softlockup_panic=1 loglevel=7 nokaslr
 	mitigations=off watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120
-	kunit.enable=1 kunit.autorun=1"
+	kunit.enable=1 kunit.autorun=1 $parameters"
 cmdline="${cmdline//[$'\n\t']/ } hmm.job=$job hmm.args=$(printf '%s' "$*" | base64 -w0)"
 
 captured() {
@@ -119,6 +121,7 @@ judge() {
 		cat "$dir/splats.log" >&2
 		why=${why:+$why; }$(grep -m 1 '^splat' "$dir/splats.log")
 	else
+		[[ ! -s $dir/splats.log ]] || say "$name: $(cat "$dir/splats.log")"
 		[[ -z $why && $verdict == pass ]] || tail -n 15 "$dir/console.log" >&2
 	fi
 	[[ $verdict == pass ]] || why=${why:+$why; }${verdict:-the guest ended without a verdict}
@@ -138,7 +141,7 @@ for attempt in 1 2 3; do
 		break
 	fi
 	tail -n 5 "$dir/console.log" "$dir/qemu.log" >&2
-	say "$job: $why: not the job's doing, booting again ($attempt of 2)"
+	say "$name: $why: not the job's doing, booting again ($attempt of 2)"
 done
 judge
-[[ -z $why ]] || die "$job: $why; the console is in $dir/console.log"
+[[ -z $why ]] || die "$name: $why; the console is in $dir/console.log"

@@ -4,9 +4,10 @@
 # Builds the guest: kernel, modules, static programs, initramfs, from the source
 # that BASE or KDIR names, into out/$BASE/FLAVOUR.
 #
-# usage: harness/build.sh debug|pristine|lint
-# debug is the kernel with this project in it, pristine the one without; lint
-# compiles the project's objects only, with W=1 and sparse, for their messages.
+# usage: harness/build.sh debug|kcsan|rt|pristine|lint
+# debug is the kernel with this project in it and most checkers, kcsan the one that
+# looks for data races, rt is debug with PREEMPT_RT; pristine is without this
+# project; lint compiles its objects only, with W=1 and sparse, for their messages.
 
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -14,11 +15,12 @@ set -euo pipefail
 
 flavour=$1
 log=$OUT/$flavour/build.log
-fragments=(guest debug)
 case $flavour in
-debug | lint) fragments+=(hmm selftest) ;;
-pristine) fragments+=(pristine) ;;
-*) die "build: $flavour: no such flavour; use debug, pristine or lint" ;;
+debug | lint) fragments=(guest debug preempt tests hmm selftest) ;;
+rt) fragments=(guest debug rt tests hmm) ;;
+kcsan) fragments=(guest kcsan preempt tests hmm) ;;
+pristine) fragments=(guest debug preempt pristine) ;;
+*) die "build: $flavour: no such flavour; use debug, kcsan, rt, pristine or lint" ;;
 esac
 fragments=("${fragments[@]/%/.config}")
 
@@ -151,8 +153,9 @@ build
 touch "$obj/.hmm-built"
 if [[ $flavour == lint ]]; then
 	echo "$tree" >"$OUT/lint/tree"
+	echo "$obj" >"$OUT/lint/obj"
 	exit
 fi
-[[ $flavour != debug ]] || check_objects
+[[ $flavour == pristine ]] || check_objects
 temp pack
 pack

@@ -3,8 +3,10 @@
 # Scans a kernel log for splats and prints each with what follows it; exit
 # status 1 if there are any. A test that provokes a warning on purpose says so
 # in the log: "hmm-test: expect-warning REGEX" ... "hmm-test: end-expect" allow
-# the WARNINGs whose first line, or the text above or below it, matches; there
-# must be one.
+# the WARNINGs whose first line, or the text above or below it, matches, with what
+# follows up to the end of its trace; and HMM's reports that match. There must be one.
+# A data race (KCSAN) is one only if it is ours: if the first or second function of
+# either side is in a module of this project. Others are counted in a note.
 #
 # usage: awk [-v from=REGEX] -f splats.awk splats console.log
 # from: only what follows the first line that matches counts
@@ -27,6 +29,18 @@ FILENAME == ARGV[1] {
 	line[++n] = $0
 }
 
+# The line after which a KCSAN report ends. Sets ours.
+function race_end(i,    j, side) {
+	ours = 0
+	for (j = i + 1; j <= n && j < i + 120 && line[j] !~ /^=====/; j++) {
+		if (line[j] ~ / by (task|interrupt)/ || line[j] ~ /^race at unknown origin/)
+			side = j
+		else if (side && j <= side + 2 && line[j] ~ /\[(hmm|test_hmm|hmm_kunit)\]/)
+			ours = 1
+	}
+	return j
+}
+
 function report(i, why,    j) {
 	print "splat: " why
 	for (j = i; j <= n && j < i + 30; j++)
@@ -46,10 +60,14 @@ END {
 			if (expected == "" || !seen)
 				report(expected == "" ? i : opened, "an expected warning did not come")
 			expected = ""
+			allowed = 0		# lockdep does not mark the end of its own
 		} else if (harmless != "" && line[i] ~ harmless) {
 			explained = 1
 		} else if (explained && line[i] ~ /^Call Trace:/) {
 			explained = 0
+		} else if (line[i] ~ /^BUG: KCSAN: / && (after = race_end(i)) && !ours) {
+			races++
+			i = after
 		} else if (line[i] ~ splat) {
 			if (allowed)
 				continue		# still inside a warning that was expected
@@ -57,6 +75,8 @@ END {
 			    (line[i - 1] "\n" line[i] "\n" line[i + 1]) ~ expected) {
 				seen++
 				allowed = 1
+			} else if (expected != "" && line[i] ~ /^hmm: / && line[i] ~ expected) {
+				seen++
 			} else {
 				report(i, line[i])
 				i += 29
@@ -67,5 +87,7 @@ END {
 	}
 	if (expected != "")
 		report(opened, "expect-warning without end-expect")
+	if (races)
+		print "note: " races " data races in the rest of the kernel"
 	exit found
 }

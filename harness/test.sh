@@ -1,19 +1,32 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# make test: KUnit and selftests in a guest. KTAP goes to stdout as it comes;
-# the last line is "N passed, N failed, N skipped".
+# make test: KUnit and selftests in a guest; then, unless ARGS asks for less, those
+# of this project once more on a kernel with another preemption model and with
+# SRCU in its large form from the beginning. KTAP goes to stdout as it comes; the
+# last line is "N passed, N failed, N skipped".
 #
-# usage: [BASE=...] [ARGS="[suite] arguments"] harness/test.sh
+# usage: [BASE=...] [KCSAN=1|RT=1] [RUNS=N] [ARGS="[suite] arguments"] harness/test.sh
 
 set -euo pipefail
 # shellcheck source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
 
-lock_out
-run "$HARNESS/build.sh" debug
 status=0
+streams=()
+
+# boots NAME_AND_PARAMETERS ARGUMENT...
+boots() {
+	HMM_FLAVOUR=$flavour HMM_KERNEL=$1 run "$HARNESS/boot.sh" test "${@:2}" || status=1
+	streams+=("$OUT/$flavour/${1%% *}/out.ktap")
+}
+
+choose_flavour
+lock_out
+run "$HARNESS/build.sh" "$flavour"
 # shellcheck disable=SC2086 # ARGS is words
-run "$HARNESS/boot.sh" test $ARGS || status=1
-awk -f "$HARNESS/ktap.awk" -v bad="$status" "$OUT/debug/test/out.ktap" || status=1
+boots "test hmm.runs=$RUNS" $ARGS
+# Whichever of the two models the kernel has: it ignores the other
+[[ $ARGS ]] || boots "test-srcu hmm.runs=$RUNS srcutree.convert_to_big=1 preempt=none preempt=lazy" own
+awk -f "$HARNESS/ktap.awk" -v bad="$status" "${streams[@]}" || status=1
 exit "$status"
