@@ -24,10 +24,14 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/types.h>
+#include <sys/utsname.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <lib/test_hmm_mirror_uapi.h>
@@ -37,6 +41,9 @@
 #define MAX_EVENTS	512
 #define LIMIT_MS	20000
 #define QUIET_MS	100
+#define NR_THREADS	16
+#define NR_DEVICES	8
+#define NR_CONTEXTS	1000
 /* The image of a process that called exec; see exec_child() */
 #define EXEC_CHILD	"HMM_TESTS_EXEC_CHILD"
 
@@ -55,6 +62,38 @@ struct events {
 	struct test_hmm_event event[MAX_EVENTS];
 	int nr;
 };
+
+static int write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY);
+	ssize_t len = strlen(text);
+	int ret = fd < 0 || write(fd, text, len) != len ? -1 : 0;
+
+	if (fd >= 0)
+		close(fd);
+	return ret;
+}
+
+static int read_file(const char *path, char *text, size_t size)
+{
+	int fd = open(path, O_RDONLY);
+	ssize_t len = fd < 0 ? -1 : read(fd, text, size - 1);
+
+	if (fd >= 0)
+		close(fd);
+	if (len < 0)
+		return -1;
+	text[len] = 0;
+	return 0;
+}
+
+static double now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1e3 + now.tv_nsec / 1e6;
+}
 
 static size_t page_size(void)
 {
@@ -161,6 +200,20 @@ static int events_count(const struct events *events, __u32 type)
 	for (i = 0; i < events->nr; i++)
 		count += events->event[i].type == type;
 	return count;
+}
+
+/* Wait until something of that type happens to the device of @fd. */
+static bool events_await(int fd, __u32 type)
+{
+	struct pollfd pfd = { .fd = fd, .events = POLLIN };
+	struct test_hmm_event event;
+
+	do {
+		if (poll(&pfd, 1, LIMIT_MS) != 1 ||
+		    read(fd, &event, sizeof(event)) != sizeof(event))
+			return false;
+	} while (event.type != type);
+	return true;
 }
 
 /* The first of its type, or NULL */
@@ -741,7 +794,7 @@ TEST_F(hmm, fork_gives_the_child_no_mirror)
 	EXPECT_EQ(42, *buffer_word(w->buffer, 0));
 }
 
-/* Parent and child each mirror themselves, and end on their own. D26 of a kind. */
+/* Parent and child each mirror themselves, and end on their own. T9. */
 TEST_F(hmm, fork_and_both_register)
 {
 	struct world *w = &self->w;
@@ -886,6 +939,160 @@ TEST_F(hmm, descriptor_outlives_the_process_that_passed_it)
 	close(sock[1]);
 }
 
+/* How another holder of the descriptor comes to it, and who lets go last */
+enum { BY_DUP, BY_FORK, BY_PASSING, NR_WAYS };
+enum { OTHER_LAST, OWNER_LAST, EXIT_FIRST, NR_ORDERS };
+
+FIXTURE(descriptors)
+{
+	struct world w;
+};
+
+FIXTURE_VARIANT(descriptors)
+{
+	int way;
+	int order;
+};
+
+FIXTURE_SETUP(descriptors)
+{
+	world_setup(_metadata, &self->w);
+}
+
+FIXTURE_TEARDOWN(descriptors)
+{
+	world_teardown(_metadata, &self->w);
+}
+
+FIXTURE_VARIANT_ADD(descriptors, dup_closed_last)
+{
+	.way = BY_DUP,
+	.order = OTHER_LAST,
+};
+
+FIXTURE_VARIANT_ADD(descriptors, dup_closed_by_exit)
+{
+	.way = BY_DUP,
+	.order = EXIT_FIRST,
+};
+
+FIXTURE_VARIANT_ADD(descriptors, forked_closed_last)
+{
+	.way = BY_FORK,
+	.order = OTHER_LAST,
+};
+
+FIXTURE_VARIANT_ADD(descriptors, forked_closed_first)
+{
+	.way = BY_FORK,
+	.order = OWNER_LAST,
+};
+
+FIXTURE_VARIANT_ADD(descriptors, forked_closed_after_exit)
+{
+	.way = BY_FORK,
+	.order = EXIT_FIRST,
+};
+
+FIXTURE_VARIANT_ADD(descriptors, passed_closed_last)
+{
+	.way = BY_PASSING,
+	.order = OTHER_LAST,
+};
+
+FIXTURE_VARIANT_ADD(descriptors, passed_closed_first)
+{
+	.way = BY_PASSING,
+	.order = OWNER_LAST,
+};
+
+FIXTURE_VARIANT_ADD(descriptors, passed_closed_after_exit)
+{
+	.way = BY_PASSING,
+	.order = EXIT_FIRST,
+};
+
+/* The owner: registers, and closes what it has when told, unless exit is to. */
+static void descriptors_owner(struct world *w, int way, int order, int sock,
+			      int go, int came)
+{
+	int fd = w->fd, other = -1;
+
+	if (way == BY_PASSING)
+		fd = device_attach(w->device);
+	if (mirror_register(fd, w->buffer) ||
+	    device_access(fd, TEST_HMM_RUN, 0, NR_PAGES, 1))
+		_exit(1);
+	/* All is mapped: no worker has a pin that would put exit off */
+	wait_for_writes(w->buffer, 5);
+	if (way == BY_PASSING && fd_send(sock, fd))
+		_exit(2);
+	if (way == BY_DUP)
+		other = dup(fd);
+	process_wait(go, came);
+	if (order != EXIT_FIRST)
+		close(fd);
+	process_wait(go, came);
+	if (order != EXIT_FIRST && other >= 0)
+		close(other);
+	process_wait(go, came);
+	_exit(0);
+}
+
+/* The last close ends it, wherever; an exit before releases and does not free. T9. */
+TEST_F(descriptors, last_close_unregisters)
+{
+	struct world *w = &self->w;
+	int go, came, sock[2], other = -1;
+	struct process p;
+	pid_t pid;
+
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, sock));
+	pid = process_start(&p, &go, &came);
+	ASSERT_LE(0, pid);
+	if (!pid)
+		descriptors_owner(w, variant->way, variant->order, sock[0], go,
+				  came);
+	ASSERT_TRUE(process_came(&p));
+	if (variant->way == BY_PASSING)
+		other = fd_receive(sock[1]);
+	else if (variant->way == BY_FORK)
+		other = dup(w->fd);
+	close(w->fd);
+	w->fd = -1;
+	if (variant->order == OWNER_LAST)
+		close(other);
+	events_read(w->ctl, &w->events);
+	EXPECT_EQ(0, events_count(&w->events, TEST_HMM_RELEASE));
+
+	ASSERT_TRUE(process_go(&p));
+	ASSERT_TRUE(process_came(&p));
+	if (variant->order == OTHER_LAST) {
+		events_read(w->ctl, &w->events);
+		EXPECT_EQ(0, events_count(&w->events, TEST_HMM_RELEASE));
+		close(other);
+	}
+	ASSERT_TRUE(process_go(&p));
+	ASSERT_TRUE(process_came(&p));
+	events_all(w->device, &w->events);
+	EXPECT_EQ(variant->order != EXIT_FIRST,
+		  events_count(&w->events, TEST_HMM_FREED));
+	ASSERT_TRUE(process_go(&p));
+	EXPECT_EQ(0, process_end(&p));
+
+	events_all(w->device, &w->events);
+	expect_released(_metadata, &w->events, variant->order == EXIT_FIRST ?
+			TEST_HMM_REASON_MM_EXIT : TEST_HMM_REASON_UNREGISTER);
+	if (variant->order == EXIT_FIRST && other >= 0) {
+		EXPECT_EQ(0, events_count(&w->events, TEST_HMM_FREED));
+		close(other);
+		events_all(w->device, &w->events);
+	}
+	EXPECT_EQ(1, events_count(&w->events, TEST_HMM_FREED));
+	close(sock[0]);
+	close(sock[1]);
+}
+
 FIXTURE(two_devices)
 {
 	struct world w[2];
@@ -959,6 +1166,56 @@ TEST_F(two_devices, are_torn_down_independently)
 	EXPECT_EQ(0, process_end(&p));
 	events_all(left->device, &left->events);
 	expect_released(_metadata, &left->events, TEST_HMM_REASON_MM_EXIT);
+}
+
+struct registrant {
+	pthread_t thread;
+	pthread_barrier_t *start;
+	void *buffer;
+	int fd;
+	int ret;
+};
+
+static void *registrant_run(void *arg)
+{
+	struct registrant *r = arg;
+
+	pthread_barrier_wait(r->start);
+	r->ret = mirror_register(r->fd, r->buffer);
+	return NULL;
+}
+
+/* Threads of one process, each with a device: all are served, by one object. T6. */
+TEST_F(hmm, threads_register_many_devices_at_once)
+{
+	struct registrant threads[NR_THREADS];
+	struct world *w = &self->w;
+	struct test_hmm_counts counts;
+	pthread_barrier_t start;
+	__u32 device;
+	int i;
+
+	pthread_barrier_init(&start, NULL, NR_THREADS);
+	for (i = 0; i < NR_THREADS; i++) {
+		threads[i].start = &start;
+		threads[i].buffer = w->buffer;
+		threads[i].fd = device_open();
+		ASSERT_LE(0, threads[i].fd);
+		ASSERT_EQ(0, ioctl(threads[i].fd, TEST_HMM_DEVICE_CREATE,
+				   &device));
+	}
+	for (i = 0; i < NR_THREADS; i++)
+		ASSERT_EQ(0, pthread_create(&threads[i].thread, NULL,
+					    registrant_run, &threads[i]));
+	for (i = 0; i < NR_THREADS; i++) {
+		ASSERT_EQ(0, pthread_join(threads[i].thread, NULL));
+		EXPECT_EQ(0, threads[i].ret);
+	}
+	ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_COUNTS, &counts));
+	EXPECT_EQ(w->start.hmms + 1, counts.hmms);
+	EXPECT_EQ(w->start.mirrors + NR_THREADS, counts.mirrors);
+	for (i = 0; i < NR_THREADS; i++)
+		close(threads[i].fd);
 }
 
 /* The first registration is lost, or the mirror is linked twice. */
@@ -1195,13 +1452,80 @@ TEST_F(hmm, unplug_releases_all_processes)
 	EXPECT_EQ(3, events_count(&w->events, TEST_HMM_FREED));
 }
 
+/* Where a module lies: of an installed kernel, or of a guest. -1: nowhere. */
+static int module_open(const char *name, const char *subdirectory)
+{
+	struct utsname kernel;
+	char path[256];
+	int fd;
+
+	uname(&kernel);
+	snprintf(path, sizeof(path), "/lib/modules/%s/kernel/%s/%s.ko",
+		 kernel.release, subdirectory, name);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd >= 0)
+		return fd;
+	snprintf(path, sizeof(path), "/lib/modules/%s.ko", name);
+	return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+static int module_load(int fd)
+{
+	return syscall(SYS_finit_module, fd, "", 0);
+}
+
+static int module_unload(const char *name)
+{
+	return syscall(SYS_delete_module, name, O_NONBLOCK);
+}
+
+/* The modules, once unloaded, come back: else nothing after this test can run. */
+FIXTURE(modules)
+{
+	int hmm;
+	int test_hmm;
+};
+
+FIXTURE_SETUP(modules)
+{
+	self->hmm = module_open("hmm", "mm");
+	self->test_hmm = module_open("test_hmm", "lib");
+	if (self->hmm < 0 || self->test_hmm < 0 ||
+	    access("/sys/module/hmm/initstate", R_OK) ||
+	    access("/sys/module/test_hmm/initstate", R_OK))
+		SKIP(return, "HMM and its test driver are not modules");
+}
+
+FIXTURE_TEARDOWN(modules)
+{
+	/* Both are there already if the test passed */
+	module_load(self->hmm);
+	module_load(self->test_hmm);
+	close(self->hmm);
+	close(self->test_hmm);
+}
+
+/* Out and in again: nothing of theirs is in use, nor on its way. */
+static void expect_reload(struct __test_metadata *_metadata, int hmm,
+			  int test_hmm)
+{
+	EXPECT_EQ(0, module_unload("test_hmm")) {
+		TH_LOG("test_hmm: %s", strerror(errno));
+	}
+	EXPECT_EQ(0, module_unload("hmm")) {
+		TH_LOG("hmm: %s", strerror(errno));
+	}
+	EXPECT_EQ(0, module_load(hmm));
+	EXPECT_EQ(0, module_load(test_hmm));
+}
+
 /* Registers, exits and closes go on all the while, and somebody waits for events. */
 TEST_F(hmm, unplug_and_destroy_under_load)
 {
 	struct world *w = &self->w;
 	struct process p[4], reader;
 	struct test_hmm_event event;
-	int go, came, fd, i;
+	int go, came, fd, i, hmm, test_hmm;
 	pid_t pid;
 
 	pid = process_start(&reader, &go, &came);
@@ -1260,6 +1584,76 @@ TEST_F(hmm, unplug_and_destroy_under_load)
 	EXPECT_EQ(0, ioctl(w->ctl, TEST_HMM_DEVICE_DESTROY));
 	w->destroyed = true;
 	EXPECT_EQ(0, process_end(&reader));
+
+	/* And the driver goes, and comes back */
+	close(w->fd);
+	w->fd = -1;
+	close(w->ctl);
+	hmm = module_open("hmm", "mm");
+	test_hmm = module_open("test_hmm", "lib");
+	if (hmm >= 0 && test_hmm >= 0 &&
+	    !access("/sys/module/test_hmm/initstate", R_OK))
+		expect_reload(_metadata, hmm, test_hmm);
+	close(hmm);
+	close(test_hmm);
+	w->ctl = device_open();
+}
+
+/*
+ * Their text goes right after the last put, be it in a worker on another CPU, and
+ * not before. T16.
+ */
+TEST_F(modules, go_right_after_the_last_put)
+{
+	const struct test_hmm_counts none = {};
+	void *buffer = buffer_new();
+	__u32 device;
+	int fd, i;
+
+	ASSERT_NE(MAP_FAILED, buffer);
+	for (i = 0; i < 20; i++) {
+		fd = device_open();
+		ASSERT_LE(0, fd);
+		ASSERT_EQ(0, ioctl(fd, TEST_HMM_DEVICE_CREATE, &device));
+		ASSERT_EQ(0, mirror_register(fd, buffer));
+		ASSERT_EQ(0, device_access(fd, TEST_HMM_RUN, 0, NR_PAGES, 1));
+		if (i & 1)
+			ASSERT_EQ(0, ioctl(fd, TEST_HMM_KILL));
+		if (i & 2)
+			ASSERT_EQ(0, ioctl(fd, TEST_HMM_UNREGISTER_ASYNC));
+		EXPECT_EQ(-1, module_unload("test_hmm"));
+		EXPECT_EQ(-1, module_unload("hmm"));
+		EXPECT_EQ(EWOULDBLOCK, errno);
+		close(fd);
+		expect_reload(_metadata, self->hmm, self->test_hmm);
+	}
+	expect_counts(_metadata, &none);
+}
+
+/* The same, but a process that dies does the last put. */
+TEST_F(modules, go_right_after_the_exit_of_a_process)
+{
+	struct process p;
+	int go, came, i;
+	__u32 device;
+	pid_t pid;
+
+	for (i = 0; i < 10; i++) {
+		pid = process_start(&p, &go, &came);
+		ASSERT_LE(0, pid);
+		if (!pid) {
+			void *buffer = buffer_new();
+			int fd = device_open();
+
+			if (ioctl(fd, TEST_HMM_DEVICE_CREATE, &device) ||
+			    mirror_register(fd, buffer) ||
+			    device_access(fd, TEST_HMM_RUN, 0, NR_PAGES, 1))
+				_exit(1);
+			kill(getpid(), SIGKILL);
+		}
+		EXPECT_EQ(-1, process_end(&p));
+		expect_reload(_metadata, self->hmm, self->test_hmm);
+	}
 }
 
 /* Exec again and again, with the descriptors kept: each time a release. T10. */
@@ -1317,17 +1711,9 @@ TEST_F(two_devices, workers_that_pin_do_not_keep_a_dead_process)
 		_exit(0);
 	}
 	EXPECT_EQ(0, process_end(&p));
-	for (i = 0; i < 2; i++) {
-		struct pollfd pfd = { .fd = self->w[i].ctl, .events = POLLIN };
-		struct test_hmm_event event = {};
-
-		/* It may be a worker that ran exit, but soon */
-		while (event.type != TEST_HMM_STOPPED) {
-			ASSERT_EQ(1, poll(&pfd, 1, LIMIT_MS));
-			ASSERT_EQ(sizeof(event),
-				  read(pfd.fd, &event, sizeof(event)));
-		}
-	}
+	/* It may be a worker that ran exit, but soon */
+	for (i = 0; i < 2; i++)
+		EXPECT_TRUE(events_await(self->w[i].ctl, TEST_HMM_STOPPED));
 }
 
 /* Killed half way through register: it is released, or never was registered. T8. */
@@ -1359,30 +1745,6 @@ TEST_F(hmm, sigkill_while_registering)
 		EXPECT_EQ(events_count(&w->events, TEST_HMM_REGISTERED),
 			  events_count(&w->events, TEST_HMM_RELEASE));
 	}
-}
-
-static int write_file(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY);
-	ssize_t len = strlen(text);
-	int ret = fd < 0 || write(fd, text, len) != len ? -1 : 0;
-
-	if (fd >= 0)
-		close(fd);
-	return ret;
-}
-
-static int read_file(const char *path, char *text, size_t size)
-{
-	int fd = open(path, O_RDONLY);
-	ssize_t len = fd < 0 ? -1 : read(fd, text, size - 1);
-
-	if (fd >= 0)
-		close(fd);
-	if (len < 0)
-		return -1;
-	text[len] = 0;
-	return 0;
 }
 
 /* Each allocation on the way fails in turn: an errno, and nothing is left. T8, G11. */
@@ -1553,6 +1915,247 @@ TEST_F(hmm, debugfs_shows_devices_and_mirrors)
 	EXPECT_NE(NULL, strstr(text, want)) {
 		TH_LOG("%s", text);
 	}
+}
+
+/* Lines of the kernel log that begin with @prefix, and go on with @what */
+static bool kmsg_await(int kmsg, const char *prefix, const char *what)
+{
+	struct pollfd pfd = { .fd = kmsg, .events = POLLIN };
+	char record[1024], *text;
+	ssize_t len;
+
+	while (poll(&pfd, 1, LIMIT_MS) == 1) {
+		len = read(kmsg, record, sizeof(record) - 1);
+		/* Overwritten before it was read: on with the next */
+		if (len < 0 && errno == EPIPE)
+			continue;
+		if (len < 0)
+			return false;
+		record[len] = 0;
+		text = strchr(record, ';');
+		if (text && !strncmp(text + 1, prefix, strlen(prefix)) &&
+		    strstr(text, what))
+			return true;
+	}
+	return false;
+}
+
+/* A release that hangs has a name, and so has who waits for it. */
+TEST_F(hmm, hung_release_is_reported)
+{
+	const char *seconds = "/sys/module/hmm/parameters/report_seconds";
+	struct world *w = &self->w;
+	char before[16], prefix[32], text[64];
+	struct process p;
+	int kmsg;
+
+	kmsg = open("/dev/kmsg", O_RDWR | O_NONBLOCK | O_CLOEXEC);
+	if (kmsg < 0 || read_file(seconds, before, sizeof(before)))
+		SKIP(return, "needs /dev/kmsg and sysfs");
+	lseek(kmsg, 0, SEEK_END);
+	snprintf(prefix, sizeof(prefix), "hmm: test%u: ", w->device);
+	snprintf(text, sizeof(text), "hmm-test: expect-warning ^%s\n", prefix);
+	ASSERT_EQ(strlen(text), write(kmsg, text, strlen(text)));
+	ASSERT_EQ(0, write_file(seconds, "1"));
+
+	ASSERT_EQ(0, mirror_register(w->fd, w->buffer));
+	ASSERT_EQ(0, hold(w->ctl, TEST_HMM_IN_RELEASE));
+	ASSERT_EQ(0, ioctl(w->fd, TEST_HMM_KILL));
+	ASSERT_EQ(0, wait_held(w->ctl, TEST_HMM_IN_RELEASE));
+	EXPECT_TRUE(kmsg_await(kmsg, prefix, "->release() in "));
+	ASSERT_LT(0, start_caller(&p, w->fd, TEST_HMM_UNREGISTER));
+	EXPECT_TRUE(kmsg_await(kmsg, prefix, " waits for ->release() since "));
+
+	EXPECT_EQ(0, write_file(seconds, before));
+	EXPECT_EQ(0, resume(w->ctl, TEST_HMM_IN_RELEASE));
+	EXPECT_EQ(0, process_end(&p));
+	snprintf(text, sizeof(text), "hmm-test: end-expect\n");
+	EXPECT_EQ(strlen(text), write(kmsg, text, strlen(text)));
+	close(kmsg);
+}
+
+#define TRACING		"/sys/kernel/tracing/"
+
+/* What an administrator can follow: each step of a life, with its device. */
+TEST_F(hmm, tracepoints_tell_the_life_of_a_mirror)
+{
+	static const char * const lives[] = {
+		/* Killed, and unregistered by a caller who waits */
+		"hmm_register: device=%s mirror=", " mm=",
+		"hmm_release: device=%s mirror=", " reason=error duration_ns=",
+		"hmm_unregister: device=%s mirror=", " wait_ns=",
+		"hmm_free: device=%s mirror=", " mm=",
+		/* Unplugged, and unregistered by one who does not */
+		"hmm_register: device=%s mirror=", " mm=",
+		"hmm_release: device=%s mirror=", " reason=device-gone ",
+		"hmm_unplug: device=%s mirrors=", "1 wait_ns=",
+		"hmm_unregister: device=%s mirror=", " wait_ns=0\n",
+		"hmm_free: device=%s mirror=", " mm=",
+	};
+	struct world *w = &self->w;
+	char text[8192], name[16], want[64], *at = text;
+	size_t i;
+
+	if (write_file(TRACING "events/hmm/enable", "1"))
+		SKIP(return, "needs tracefs on " TRACING);
+	ASSERT_EQ(0, truncate(TRACING "trace", 0));
+	snprintf(name, sizeof(name), "test%u", w->device);
+	ASSERT_EQ(0, mirror_register(w->fd, w->buffer));
+	ASSERT_EQ(0, ioctl(w->fd, TEST_HMM_KILL));
+	ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_SYNCHRONIZE));
+	ASSERT_EQ(0, ioctl(w->fd, TEST_HMM_UNREGISTER));
+	ASSERT_EQ(0, mirror_register(w->fd, w->buffer));
+	ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_DEVICE_UNPLUG));
+	ASSERT_EQ(0, ioctl(w->fd, TEST_HMM_UNREGISTER_ASYNC));
+	ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_SYNCHRONIZE));
+	EXPECT_EQ(0, write_file(TRACING "events/hmm/enable", "0"));
+
+	ASSERT_EQ(0, read_file(TRACING "trace", text, sizeof(text)));
+	for (i = 0; i < ARRAY_SIZE(lives) && at; i += 2) {
+		char *line_end;
+
+		snprintf(want, sizeof(want), lives[i], name);
+		at = strstr(at, want);
+		line_end = at ? strchr(at, '\n') : NULL;
+		at = line_end ? strstr(at, lives[i + 1]) : NULL;
+		EXPECT_NE(NULL, at) {
+			TH_LOG("no \"%s...%s\" where it is due in:\n%s", want,
+			       lives[i + 1], text);
+		}
+		if (at)
+			EXPECT_LT(at, line_end + 1);
+	}
+}
+
+/*
+ * Figures. Each asserts no more than tells a right core from a wrong one on any
+ * machine, and says what it measured.
+ */
+
+/*
+ * One device takes 5 s to stop for a process that exits: how long that holds up an
+ * unregister on another device and on the same, and the exit of another process. T19.
+ */
+TEST_F(two_devices, release_of_five_seconds_delays_nobody_else)
+{
+	struct world *slow = &self->w[variant->first];
+	struct world *w = &self->w[!variant->first];
+	struct process owner, bystander;
+	double start, other_device, same_device, exit_ms;
+	__u32 release_ms = 5000;
+	int go, came, fd;
+	pid_t pid;
+
+	fd = device_attach(slow->device);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, ioctl(fd, TEST_HMM_RELEASE_TAKES, &release_ms));
+	pid = process_start(&owner, &go, &came);
+	ASSERT_LE(0, pid);
+	if (!pid)
+		_exit(mirror_register(fd, slow->buffer));
+	ASSERT_TRUE(events_await(slow->ctl, TEST_HMM_RELEASE));
+
+	ASSERT_EQ(0, mirror_register(w->fd, w->buffer));
+	start = now_ms();
+	ASSERT_EQ(0, ioctl(w->fd, TEST_HMM_UNREGISTER));
+	other_device = now_ms() - start;
+	ASSERT_EQ(0, mirror_register(slow->fd, slow->buffer));
+	start = now_ms();
+	ASSERT_EQ(0, ioctl(slow->fd, TEST_HMM_UNREGISTER));
+	same_device = now_ms() - start;
+
+	ASSERT_LT(0, start_mirrored(w, &bystander));
+	ASSERT_TRUE(process_came(&bystander));
+	start = now_ms();
+	ASSERT_TRUE(process_go(&bystander));
+	EXPECT_EQ(0, process_end(&bystander));
+	exit_ms = now_ms() - start;
+
+	/* All that while it was in there */
+	events_all(slow->device, &slow->events);
+	EXPECT_EQ(2, events_count(&slow->events, TEST_HMM_RELEASE));
+	EXPECT_EQ(1, events_count(&slow->events, TEST_HMM_STOPPED));
+	EXPECT_EQ(0, process_end(&owner));
+	close(fd);
+	TH_LOG("beside a release of 5 s: unregister on another device %.3f ms, on the same %.3f ms, exit of another process %.3f ms",
+	       other_device, same_device, exit_ms);
+}
+
+/* A process that used one device from many contexts closes them all. */
+TEST_F(hmm, thousand_contexts_are_closed)
+{
+	static int fds[NR_CONTEXTS];
+	struct world *w = &self->w;
+	struct rlimit limit = { 2 * NR_CONTEXTS, 2 * NR_CONTEXTS };
+	struct test_hmm_counts counts;
+	double start, closed;
+	int i, async;
+
+	ASSERT_EQ(0, setrlimit(RLIMIT_NOFILE, &limit));
+	for (i = 0; i < NR_CONTEXTS; i++) {
+		fds[i] = device_attach(w->device);
+		ASSERT_LE(0, fds[i]);
+	}
+	for (async = 0; async < 2; async++) {
+		start = now_ms();
+		for (i = 0; i < NR_CONTEXTS; i++)
+			ASSERT_EQ(0, mirror_register(fds[i], w->buffer));
+		TH_LOG("%d contexts registered in %.1f ms", NR_CONTEXTS,
+		       now_ms() - start);
+		start = now_ms();
+		for (i = 0; i < NR_CONTEXTS; i++)
+			ASSERT_EQ(0, ioctl(fds[i], async ?
+					   TEST_HMM_UNREGISTER_ASYNC :
+					   TEST_HMM_UNREGISTER));
+		closed = now_ms() - start;
+		ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_SYNCHRONIZE));
+		TH_LOG("closed %s in %.1f ms, all over in %.1f ms",
+		       async ? "asynchronously" : "synchronously", closed,
+		       now_ms() - start);
+		ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_COUNTS, &counts));
+		EXPECT_EQ(w->start.contexts, counts.contexts);
+		EXPECT_EQ(w->start.mirrors, counts.mirrors);
+	}
+	for (i = 0; i < NR_CONTEXTS; i++)
+		close(fds[i]);
+}
+
+/* Exit takes as long as the slowest device, not as all of them. */
+TEST_F(hmm, exit_releases_eight_devices_side_by_side)
+{
+	struct world *w = &self->w;
+	int fds[NR_DEVICES], go, came, i;
+	__u32 device, release_ms = 1000;
+	struct process p;
+	double start, ms;
+	pid_t pid;
+
+	for (i = 0; i < NR_DEVICES; i++) {
+		fds[i] = device_open();
+		ASSERT_LE(0, fds[i]);
+		ASSERT_EQ(0, ioctl(fds[i], TEST_HMM_DEVICE_CREATE, &device));
+		ASSERT_EQ(0, ioctl(fds[i], TEST_HMM_RELEASE_TAKES, &release_ms));
+	}
+	pid = process_start(&p, &go, &came);
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		for (i = 0; i < NR_DEVICES; i++)
+			if (mirror_register(fds[i], w->buffer))
+				_exit(1);
+		process_wait(go, came);
+		_exit(0);
+	}
+	ASSERT_TRUE(process_came(&p));
+	start = now_ms();
+	ASSERT_TRUE(process_go(&p));
+	EXPECT_EQ(0, process_end(&p));
+	ms = now_ms() - start;
+	for (i = 0; i < NR_DEVICES; i++)
+		close(fds[i]);
+	TH_LOG("exit with %d devices, each %u ms to stop: %.1f ms", NR_DEVICES,
+	       release_ms, ms);
+	EXPECT_LE(release_ms, ms);
+	EXPECT_GT(NR_DEVICES * release_ms / 2, ms);
 }
 
 TEST_HARNESS_MAIN
