@@ -21,6 +21,8 @@ key=$("$HARNESS/source.sh")
 tree=$HMM_CACHE/tree/$key
 obj=$HMM_CACHE/build/$key-uml
 [[ -d $obj ]] || need_space 2
+# kunit.py makes the last directory of its path, and no other
+mkdir -p "${obj%/*}"
 
 config=(--kunitconfig="$tree/mm/tests/.kunitconfig" --kunitconfig="$HARNESS/config/uml.config")
 kernel=()

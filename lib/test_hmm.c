@@ -83,11 +83,15 @@ static_assert((int)TEST_HMM_AT_RELEASE_OWNED == HMM_POINT_RELEASE_OWNED);
 static_assert((int)TEST_HMM_AT_RELEASE_RETURNED == HMM_POINT_RELEASE_RETURNED);
 static_assert((int)TEST_HMM_AT_RELEASE_WAIT == HMM_POINT_RELEASE_WAIT);
 static_assert((int)TEST_HMM_AT_EXIT_DONE == HMM_POINT_EXIT_DONE);
+static_assert((int)TEST_HMM_AT_EXIT_DROPPED == HMM_POINT_EXIT_DROPPED);
 static_assert((int)TEST_HMM_AT_MM_UNUSED == HMM_POINT_MM_UNUSED);
 static_assert((int)TEST_HMM_AT_UNREGISTER_WAIT == HMM_POINT_UNREGISTER_WAIT);
 static_assert((int)TEST_HMM_AT_UNPLUG_DONE == HMM_POINT_UNPLUG_DONE);
 static_assert((int)TEST_HMM_AT_DEVICE_WAIT == HMM_POINT_DEVICE_WAIT);
 static_assert((int)TEST_HMM_AT_DEVICE_PUT == HMM_POINT_DEVICE_PUT);
+static_assert((int)TEST_HMM_AT_DEVICE_DROPPED == HMM_POINT_DEVICE_DROPPED);
+static_assert((int)TEST_HMM_AT_FIND_WALK == HMM_POINT_FIND_WALK);
+static_assert((int)TEST_HMM_AT_PIN_WALK == HMM_POINT_PIN_WALK);
 static_assert((int)TEST_HMM_IN_RELEASE == HMM_NR_POINTS);
 static_assert((int)TEST_HMM_REASON_MM_EXIT == HMM_RELEASE_MM_EXIT);
 static_assert((int)TEST_HMM_REASON_UNREGISTER == HMM_RELEASE_UNREGISTER);
@@ -191,10 +195,12 @@ static void test_log(struct test_board *board, u32 context,
 	event = &board->events[board->nr_events % TEST_NR_EVENTS];
 	event->time_ns = ktime_get_ns();
 	event->arg = arg;
-	event->seq = ++board->nr_events;
+	event->seq = board->nr_events + 1;
 	event->context = context;
 	event->type = type;
 	event->pid = task_pid_nr(current);
+	/* Looked at without the lock, to see whether there are more */
+	WRITE_ONCE(board->nr_events, board->nr_events + 1);
 	spin_unlock(&board->log_lock);
 
 	wake_up_all(&board->more_events);
@@ -203,14 +209,16 @@ static void test_log(struct test_board *board, u32 context,
 static bool test_log_next(struct test_board *board, u32 *nr_read,
 			  struct test_hmm_event *event)
 {
+	u32 next = *nr_read;
 	bool more;
 
 	spin_lock(&board->log_lock);
-	if (board->nr_events - *nr_read > TEST_NR_EVENTS)
-		*nr_read = board->nr_events - TEST_NR_EVENTS;
-	more = *nr_read != board->nr_events;
+	if (board->nr_events - next > TEST_NR_EVENTS)
+		next = board->nr_events - TEST_NR_EVENTS;
+	more = next != board->nr_events;
 	if (more)
-		*event = board->events[(*nr_read)++ % TEST_NR_EVENTS];
+		*event = board->events[next++ % TEST_NR_EVENTS];
+	WRITE_ONCE(*nr_read, next);
 	spin_unlock(&board->log_lock);
 
 	return more;
@@ -268,7 +276,8 @@ static int test_hold_arm(struct test_context *context, u32 point)
 {
 	int ret;
 
-	if (point >= TEST_HMM_NR_POINTS)
+	if (point >= TEST_HMM_NR_POINTS || point == TEST_HMM_AT_FIND_WALK ||
+	    point == TEST_HMM_AT_PIN_WALK)
 		return -EINVAL;
 	ret = test_become_holder(context);
 	if (ret)

@@ -1106,12 +1106,14 @@ static void hmm_mm_exit(struct hmm *hmm)
 		hmm_mirror_release(mirror);
 		hmm_point(HMM_POINT_EXIT_DONE, mirror);
 		hmm_mirror_unuse(mirror);
+		hmm_point(HMM_POINT_EXIT_DROPPED, NULL);
 	}
 
 	while ((mirror = hmm_first_mirror(hmm))) {
 		hmm_mirror_settle(mirror);
 		hmm_point(HMM_POINT_EXIT_DONE, mirror);
 		hmm_mirror_unuse(mirror);
+		hmm_point(HMM_POINT_EXIT_DROPPED, NULL);
 	}
 }
 
@@ -1257,6 +1259,7 @@ static void hmm_mirror_finish(struct hmm_mirror *mirror)
 	hmm_count(mirrors, -1);
 	hmm_point(HMM_POINT_DEVICE_PUT, NULL);
 	hmm_device_put(device);
+	hmm_point(HMM_POINT_DEVICE_DROPPED, NULL);
 }
 
 static void hmm_mirror_init(struct hmm_mirror *mirror, struct mm_struct *mm,
@@ -1613,6 +1616,7 @@ struct hmm_mirror *hmm_mirror_find(struct hmm_device *device,
 	hlist_for_each_entry_rcu(hmm, &bucket->hmms, node) {
 		if (hmm->mm != mm)
 			continue;
+		hmm_point(HMM_POINT_FIND_WALK, NULL);
 		list_for_each_entry_srcu(mirror, &hmm->mirrors, node,
 					 srcu_read_lock_held(&hmm_srcu)) {
 			if (READ_ONCE(mirror->device) != device ||
@@ -1652,6 +1656,7 @@ bool hmm_mirror_mm_get(struct hmm_mirror *mirror)
 
 	rcu_read_lock();
 	hmm = rcu_dereference(mirror->hmm);
+	hmm_point(HMM_POINT_PIN_WALK, mirror);
 	if (hmm && !kref_get_unless_zero(&hmm->kref))
 		hmm = NULL;
 	rcu_read_unlock();

@@ -48,6 +48,13 @@ test_full_disk() {
 	# shellcheck disable=SC2016 # the inner shell expands
 	fails '^hmm: .*: 12 MB free, [0-9]+ GB needed; make room or set HMM_CACHE' \
 		env PATH="$work/bin-df:$PATH" bash -c '. "$1/lib.sh"; need_space 4' - "$HARNESS"
+	fails '^hmm: .*: 12 MB free, 1 GB needed' env PATH="$work/bin-df:$PATH" "$HARNESS/lint.sh"
+}
+
+test_bad_setting() {
+	fails '^hmm: RUNS=many: not a number from 1' "$HARNESS/hmm" test RUNS=many
+	fails '^hmm: KCSAN=1 RT=1: one of them may be 1' "$HARNESS/hmm" test KCSAN=1 RT=1
+	fails '^hmm: KCSAN=yes RT=: one of them' "$HARNESS/hmm" test KCSAN=yes
 }
 
 test_hook_does_not_apply() {

@@ -30,6 +30,8 @@ struct hmm_mirror;
  * @HMM_POINT_RELEASE_WAIT: This thread lost the release and waits for its owner
  *	next.
  * @HMM_POINT_EXIT_DONE: mm exit is done with the mirror, but still a user of it.
+ * @HMM_POINT_EXIT_DROPPED: mm exit is no user of a mirror any more; that may be
+ *	freed, and its device.
  * @HMM_POINT_MM_UNUSED: Nobody uses the struct hmm of an mm any more, but it can
  *	still be seen in the table.
  * @HMM_POINT_UNREGISTER_WAIT: hmm_mirror_unregister() waits for the other
@@ -39,6 +41,10 @@ struct hmm_mirror;
  *	waits for the references of those that were next.
  * @HMM_POINT_DEVICE_PUT: The reference of a mirror to its device is dropped
  *	next; the mirror may be freed already and is not to be touched.
+ * @HMM_POINT_DEVICE_DROPPED: It is dropped; the device may be freed.
+ * @HMM_POINT_FIND_WALK: hmm_mirror_find() looks at the struct hmm of an mm, without
+ *	a reference. Under RCU: the hook must not sleep.
+ * @HMM_POINT_PIN_WALK: hmm_mirror_mm_get() does. The hook must not sleep.
  * @HMM_NR_POINTS: How many there are.
  */
 enum hmm_test_point {
@@ -50,11 +56,15 @@ enum hmm_test_point {
 	HMM_POINT_RELEASE_RETURNED,
 	HMM_POINT_RELEASE_WAIT,
 	HMM_POINT_EXIT_DONE,
+	HMM_POINT_EXIT_DROPPED,
 	HMM_POINT_MM_UNUSED,
 	HMM_POINT_UNREGISTER_WAIT,
 	HMM_POINT_UNPLUG_DONE,
 	HMM_POINT_DEVICE_WAIT,
 	HMM_POINT_DEVICE_PUT,
+	HMM_POINT_DEVICE_DROPPED,
+	HMM_POINT_FIND_WALK,
+	HMM_POINT_PIN_WALK,
 	HMM_NR_POINTS
 };
 

@@ -16,6 +16,7 @@
 #include <kunit/test.h>
 #include <linux/atomic.h>
 #include <linux/completion.h>
+#include <linux/cpumask.h>
 #include <linux/hmm.h>
 #include <linux/hmm_test.h>
 #include <linux/irq_work.h>
@@ -33,6 +34,7 @@
 /* Before a test is taken to hang */
 #define LIMIT_MS	20000
 #define QUIET_MS	100
+#define SPIN_MS		500
 
 #define NR_RACES	300
 
@@ -119,13 +121,30 @@ static int gate_arrivals(unsigned int at)
 	return atomic_read(&gates[at].arrivals);
 }
 
+/*
+ * In a read section of RCU nobody may sleep. Not for long, for without preemption
+ * what the test waits for may need this CPU; if so the test sees less.
+ */
+static bool gate_spins(unsigned int at)
+{
+	return at == HMM_POINT_FIND_WALK || at == HMM_POINT_PIN_WALK;
+}
+
 static void gate_pass(unsigned int at)
 {
 	atomic_inc(&gates[at].arrivals);
 	if (!xchg(&gates[at].closed, false))
 		return;
 	complete(&gates[at].reached);
-	wait_for_completion(&gates[at].open);
+	if (gate_spins(at)) {
+		unsigned long limit = jiffies + msecs_to_jiffies(SPIN_MS);
+
+		while (!completion_done(&gates[at].open) &&
+		       time_before(jiffies, limit))
+			cpu_relax();
+	} else {
+		wait_for_completion(&gates[at].open);
+	}
 }
 
 static void gates_open_all(void)
@@ -490,6 +509,9 @@ static void hmm_exit_releases_once(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, atomic_read(&context->nr_free), 0);
 	KUNIT_EXPECT_EQ(test, hmm_mirror_release_reason(&context->mirror),
 			HMM_RELEASE_MM_EXIT);
+	/* What HMM keeps of the mm is out of reach now */
+	KUNIT_EXPECT_NULL(test, (__force void *)context->mirror.hmm);
+	KUNIT_EXPECT_FALSE(test, hmm_mirror_mm_get(&context->mirror));
 	hmm_mirror_unregister(&context->mirror);
 	context_end(test, context, HMM_RELEASE_MM_EXIT, 1);
 	gpu_end(test, gpu);
@@ -546,12 +568,12 @@ static void hmm_one_hmm_for_all_mirrors_of_an_mm(struct kunit *test)
 	mmput(mm);
 	for (i = 0; i < 3; i++)
 		KUNIT_EXPECT_EQ(test, atomic_read(&context[i]->nr_release), 1);
-	hmm_test_quiesce(&counts);
-	KUNIT_EXPECT_EQ(test, counts.hmms, 0);
 	for (i = 2; i >= 0; i--) {
 		hmm_mirror_unregister(&context[i]->mirror);
 		context_end(test, context[i], HMM_RELEASE_MM_EXIT, 0);
 	}
+	hmm_test_quiesce(&counts);
+	KUNIT_EXPECT_EQ(test, counts.hmms, 0);
 	gpu_end(test, gpu[0]);
 	gpu_end(test, gpu[1]);
 }
@@ -736,6 +758,32 @@ static void hmm_unregister_overtakes_exit_that_found_it(struct kunit *test)
 	KUNIT_EXPECT_TRUE(test, job_end(&unregister));
 	context_end(test, context, HMM_RELEASE_UNREGISTER, 0);
 	gpu_end(test, gpu);
+	KUNIT_EXPECT_TRUE(test, job_end(&exit));
+}
+
+/*
+ * What was the last use is the last: everything goes while exit, and the thread that
+ * drops the device, are one line behind it.
+ */
+static void hmm_nothing_is_touched_after_the_last_drop(struct kunit *test)
+{
+	struct gpu *gpu = gpu_new(test, &gpu_ops);
+	struct mm_struct *mm = mm_new(test);
+	struct gpu_context *context = context_register(test, gpu, mm);
+	struct job exit, unregister;
+
+	gate_close(HMM_POINT_EXIT_DROPPED);
+	job_start(&exit, job_mmput, mm);
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_EXIT_DROPPED));
+	gate_close(HMM_POINT_DEVICE_DROPPED);
+	job_start(&unregister, job_unregister, context);
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_DEVICE_DROPPED));
+	/* Without ->free() it is the caller's only once that has returned */
+	gpu_end(test, gpu);
+	gate_open(HMM_POINT_DEVICE_DROPPED);
+	KUNIT_EXPECT_TRUE(test, job_end(&unregister));
+	context_end(test, context, HMM_RELEASE_MM_EXIT, 0);
+	gate_open(HMM_POINT_EXIT_DROPPED);
 	KUNIT_EXPECT_TRUE(test, job_end(&exit));
 }
 
@@ -1463,6 +1511,51 @@ static void hmm_register_in_release(struct kunit *test)
 	gpu_end(test, gpu);
 }
 
+/* A15. Exit is at a list of mirrors one of which ends the registration of all. */
+static void hmm_release_of_exit_may_end_a_neighbour(struct kunit *test)
+{
+	int workers;
+
+	for (workers = 0; workers < 2; workers++) {
+		struct scene s = {};
+		struct gpu_context *other;
+
+		scene_set(test, &s);
+		other = context_register(test, s.gpu, s.mm);
+		s.context->in_release = work_in_release;
+		s.context->other = other;
+		hmm_test_set_workers(workers);
+		mmput(s.mm);
+		hmm_synchronize();
+		hmm_test_set_workers(0);
+		context_end(test, s.context, HMM_RELEASE_MM_EXIT, 1);
+		context_end(test, other, HMM_RELEASE_MM_EXIT, 1);
+		gpu_end(test, s.gpu);
+	}
+}
+
+/* D17. Nothing is registered, and nothing on its way: a driver has a reference. */
+static void hmm_device_unregister_waits_for_references(struct kunit *test)
+{
+	struct scene s = {};
+	struct job remove;
+
+	scene_set(test, &s);
+	hmm_mirror_get(&s.context->mirror);
+	hmm_mirror_unregister_async(&s.context->mirror);
+	hmm_synchronize();
+	gate_close(HMM_POINT_DEVICE_WAIT);
+	job_start(&remove, job_device_unregister, s.gpu);
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_DEVICE_WAIT));
+	gate_open(HMM_POINT_DEVICE_WAIT);
+	KUNIT_EXPECT_TRUE(test, job_waits(&remove));
+	hmm_mirror_put(&s.context->mirror);
+	KUNIT_EXPECT_TRUE(test, job_end(&remove));
+	kfree(s.gpu);
+	context_end(test, s.context, HMM_RELEASE_UNREGISTER, 1);
+	mmput(s.mm);
+}
+
 static void wait_in_release(struct gpu_context *context)
 {
 	context->ret = wait_for_completion_timeout(&context->came,
@@ -2032,6 +2125,68 @@ static void hmm_find_gives_live_mirrors_only(struct kunit *test)
 	mmput(mm);
 }
 
+static void job_quiesce(void *unused)
+{
+	hmm_test_quiesce(NULL);
+}
+
+static void job_find(void *arg)
+{
+	struct scene *s = arg;
+
+	if (hmm_mirror_find(&s->gpu->hmm, s->mm))
+		s->path = -1;
+}
+
+static void job_pin(void *arg)
+{
+	struct scene *s = arg;
+
+	if (hmm_mirror_mm_get(&s->context->mirror))
+		s->path = -1;
+}
+
+/* B11, B16. Who looks at what HMM keeps of an mm has no reference: it stays. */
+static void hmm_lookups_beside_the_end_of_an_mm(struct kunit *test)
+{
+	static const struct {
+		unsigned int point;
+		void (*fn)(void *arg);
+	} cases[] = {
+		{ HMM_POINT_FIND_WALK, job_find },
+		{ HMM_POINT_PIN_WALK, job_pin },
+	};
+	int i;
+
+	if (num_online_cpus() < 2)
+		kunit_skip(test, "one CPU spins, another goes on: there is one");
+
+	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+		struct scene s = {}, looker;
+		struct job look, last;
+
+		scene_set(test, &s);
+		/* For who pins: the release is to come, and not the end */
+		hmm_mirror_get(&s.context->mirror);
+		looker = s;
+		gate_close(cases[i].point);
+		job_start(&look, cases[i].fn, &looker);
+		KUNIT_EXPECT_TRUE(test, gate_reached(cases[i].point));
+		gate_close(HMM_POINT_MM_UNUSED);
+		hmm_mirror_kill(&s.context->mirror);
+		KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_MM_UNUSED));
+		gate_open(HMM_POINT_MM_UNUSED);
+		/* Its memory may go now, but for who looks at it */
+		job_start(&last, job_quiesce, NULL);
+		KUNIT_EXPECT_TRUE(test, job_end(&last));
+		gate_open(cases[i].point);
+		KUNIT_EXPECT_TRUE(test, job_end(&look));
+		KUNIT_EXPECT_EQ(test, looker.path, 0);
+		hmm_mirror_put(&s.context->mirror);
+		scene_end(test, &s, PATH_KILL, PATH_KILL);
+	}
+}
+
 /* G11, C11. A signal while the first mirror is armed: nothing is left, and again. */
 static void hmm_register_with_a_signal_pending_unwinds(struct kunit *test)
 {
@@ -2254,6 +2409,7 @@ static struct kunit_case hmm_kunit_cases[] = {
 	KUNIT_CASE(hmm_unregister_waits_for_exit_to_let_go),
 	KUNIT_CASE(hmm_unregister_waits_for_exit_that_walks),
 	KUNIT_CASE(hmm_unregister_overtakes_exit_that_found_it),
+	KUNIT_CASE(hmm_nothing_is_touched_after_the_last_drop),
 	KUNIT_CASE(hmm_device_unregister_waits_for_unregister),
 	KUNIT_CASE(hmm_device_unregister_waits_for_free),
 	KUNIT_CASE(hmm_register_loses_to_device_unregister),
@@ -2271,6 +2427,8 @@ static struct kunit_case hmm_kunit_cases[] = {
 	KUNIT_CASE_SLOW(hmm_everybody_at_once_releases_once),
 	KUNIT_CASE(hmm_device_unregister_waits_for_async_free),
 	KUNIT_CASE(hmm_release_may_unregister_async_kill_and_put),
+	KUNIT_CASE(hmm_release_of_exit_may_end_a_neighbour),
+	KUNIT_CASE(hmm_device_unregister_waits_for_references),
 	KUNIT_CASE(hmm_register_in_release),
 	KUNIT_CASE(hmm_sleeping_release_delays_nobody_else),
 	KUNIT_CASE(hmm_exit_without_workers_releases_all),
@@ -2288,6 +2446,7 @@ static struct kunit_case hmm_kunit_cases[] = {
 	KUNIT_CASE(hmm_releases_of_exit_and_unplug_overlap),
 	KUNIT_CASE(hmm_releases_of_two_processes_overlap),
 	KUNIT_CASE(hmm_find_gives_live_mirrors_only),
+	KUNIT_CASE(hmm_lookups_beside_the_end_of_an_mm),
 	KUNIT_CASE(hmm_register_with_a_signal_pending_unwinds),
 	KUNIT_CASE(hmm_invalidations_reach_the_driver_during_release),
 	KUNIT_CASE(hmm_unregister_in_callback_is_refused),

@@ -32,6 +32,7 @@
 struct gpu {
 	struct hmm_device hmm;
 	struct mutex lock;		/* taken by ->release(), or its worker */
+	struct workqueue_struct *wq;
 	struct work_struct work;
 	bool release_locks;
 	bool release_flushes;
@@ -66,8 +67,9 @@ static void gpu_release(struct hmm_mirror *mirror)
 		mutex_unlock(&gpu->lock);
 	}
 	if (gpu->release_flushes) {
-		schedule_work(&gpu->work);
-		flush_work(&gpu->work);
+		queue_work(gpu->wq, &gpu->work);
+		/* Not flush_work(): lockdep hears of that if it has to wait */
+		flush_workqueue(gpu->wq);
 	}
 }
 
@@ -92,6 +94,8 @@ static struct scene *scene_new(struct kunit *test,
 	KUNIT_ASSERT_NOT_NULL(test, s);
 	mutex_init(&s->gpu.lock);
 	INIT_WORK(&s->gpu.work, gpu_work);
+	s->gpu.wq = alloc_workqueue("hmm_lockdep_kunit", WQ_UNBOUND, 0);
+	KUNIT_ASSERT_NOT_NULL(test, s->gpu.wq);
 	s->context.gpu = &s->gpu;
 	s->second.gpu = &s->gpu;
 	s->mm = mm_alloc();
@@ -106,6 +110,7 @@ static void scene_end(struct kunit *test, struct scene *s)
 {
 	hmm_synchronize();
 	KUNIT_EXPECT_EQ(test, hmm_device_unregister(&s->gpu.hmm), 0);
+	destroy_workqueue(s->gpu.wq);
 	mmput(s->mm);
 }
 
@@ -172,6 +177,7 @@ static void hmm_device_unregister_under_mmap_lock(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, hmm_device_unregister(&s->gpu.hmm), 0);
 	mmap_read_unlock(s->mm);
 	reported(test);
+	destroy_workqueue(s->gpu.wq);
 	mmput(s->mm);
 }
 

@@ -42,6 +42,7 @@
 #define LIMIT_MS	20000
 #define QUIET_MS	100
 #define NR_THREADS	16
+#define NR_SOAKERS	6
 #define NR_DEVICES	8
 #define NR_CONTEXTS	1000
 /* The image of a process that called exec; see exec_child() */
@@ -214,6 +215,29 @@ static bool events_await(int fd, __u32 type)
 			return false;
 	} while (event.type != type);
 	return true;
+}
+
+/* Lines of the kernel log that begin with @prefix, and go on with @what */
+static bool kmsg_await(int kmsg, const char *prefix, const char *what)
+{
+	struct pollfd pfd = { .fd = kmsg, .events = POLLIN };
+	char record[1024], *text;
+	ssize_t len;
+
+	while (poll(&pfd, 1, LIMIT_MS) == 1) {
+		len = read(kmsg, record, sizeof(record) - 1);
+		/* Overwritten before it was read: on with the next */
+		if (len < 0 && errno == EPIPE)
+			continue;
+		if (len < 0)
+			return false;
+		record[len] = 0;
+		text = strchr(record, ';');
+		if (text && !strncmp(text + 1, prefix, strlen(prefix)) &&
+		    strstr(text, what))
+			return true;
+	}
+	return false;
 }
 
 /* The first of its type, or NULL */
@@ -1841,10 +1865,16 @@ TEST_F(hmm, oom_kill_releases_once)
 {
 	struct world *w = &self->w;
 	const char *group = "/sys/fs/cgroup/hmm-tests";
+	/* The reaper comes 2 s after the kill, if the victim is still there */
+	__u32 release_ms = 4000;
 	char path[64], text[32];
+	int go, came, kmsg;
 	struct process p;
-	int go, came;
 	pid_t pid;
+
+	kmsg = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	lseek(kmsg, 0, SEEK_END);
+	ASSERT_EQ(0, ioctl(w->fd, TEST_HMM_RELEASE_TAKES, &release_ms));
 
 	write_file("/sys/fs/cgroup/cgroup.subtree_control", "+memory");
 	if (mkdir(group, 0700) && errno != EEXIST)
@@ -1873,12 +1903,28 @@ TEST_F(hmm, oom_kill_releases_once)
 	}
 	/* Killed, that is */
 	EXPECT_EQ(-1, process_end(&p));
+	EXPECT_TRUE(kmsg_await(kmsg, "oom_reaper: reaped process ", ""));
+	close(kmsg);
 	events_read(w->ctl, &w->events);
 	EXPECT_EQ(1, events_count(&w->events, TEST_HMM_RELEASE));
 	EXPECT_EQ(1, events_count(&w->events, TEST_HMM_STOPPED));
 	EXPECT_EQ(TEST_HMM_REASON_MM_EXIT,
 		  events_find(&w->events, TEST_HMM_RELEASE)->arg);
 	rmdir(group);
+}
+
+/* An event of the whole address space that is not its end. */
+TEST_F(hmm, clear_refs_releases_nothing)
+{
+	struct world *w = &self->w;
+
+	ASSERT_EQ(0, mirror_register(w->fd, w->buffer));
+	if (write_file("/proc/self/clear_refs", "4"))
+		SKIP(return, "needs CONFIG_PROC_PAGE_MONITOR");
+	EXPECT_EQ(0, device_access(w->fd, TEST_HMM_WRITE, 0, 1, 42));
+	EXPECT_EQ(42, *buffer_word(w->buffer, 0));
+	events_all(w->device, &w->events);
+	EXPECT_EQ(0, events_count(&w->events, TEST_HMM_RELEASE));
 }
 
 /* What an administrator sees: what there is, in which state, and since when. */
@@ -1915,29 +1961,6 @@ TEST_F(hmm, debugfs_shows_devices_and_mirrors)
 	EXPECT_NE(NULL, strstr(text, want)) {
 		TH_LOG("%s", text);
 	}
-}
-
-/* Lines of the kernel log that begin with @prefix, and go on with @what */
-static bool kmsg_await(int kmsg, const char *prefix, const char *what)
-{
-	struct pollfd pfd = { .fd = kmsg, .events = POLLIN };
-	char record[1024], *text;
-	ssize_t len;
-
-	while (poll(&pfd, 1, LIMIT_MS) == 1) {
-		len = read(kmsg, record, sizeof(record) - 1);
-		/* Overwritten before it was read: on with the next */
-		if (len < 0 && errno == EPIPE)
-			continue;
-		if (len < 0)
-			return false;
-		record[len] = 0;
-		text = strchr(record, ';');
-		if (text && !strncmp(text + 1, prefix, strlen(prefix)) &&
-		    strstr(text, what))
-			return true;
-	}
-	return false;
 }
 
 /* A release that hangs has a name, and so has who waits for it. */
@@ -2024,6 +2047,96 @@ TEST_F(hmm, tracepoints_tell_the_life_of_a_mirror)
 		}
 		if (at)
 			EXPECT_LT(at, line_end + 1);
+	}
+}
+
+/* One step of soak(): a life with a course of its own. False: the device is gone. */
+static bool soak_step(struct world *w, __u32 device, int sock)
+{
+	int fd = device_attach(device), passed = -1, course = rand();
+	bool there;
+	pid_t pid;
+
+	if (fd < 0)
+		return false;
+	pid = course & 1 ? fork() : 0;
+	if (pid < 0)
+		_exit(50);
+	there = pid || !mirror_register(fd, w->buffer) || errno != ENODEV;
+	if (!pid && there) {
+		if (course & 2)
+			device_access(fd, TEST_HMM_RUN, 0, NR_PAGES, 1);
+		else
+			device_access(fd, TEST_HMM_WRITE, 0, NR_PAGES, 1);
+		if (course & 4)
+			ioctl(fd, TEST_HMM_KILL);
+		/* To whoever takes one next, or away with the socket */
+		if (course & 8 && !fd_send(sock, fd))
+			passed = fd_receive(sock);
+		if (course & 16)
+			ioctl(fd, course & 32 ? TEST_HMM_UNREGISTER :
+						TEST_HMM_UNREGISTER_ASYNC);
+	}
+	if (course & 1 && !pid) {
+		if (course & 64)
+			kill(getpid(), SIGKILL);
+		_exit(there ? 0 : 51);
+	}
+	if (pid) {
+		int status;
+
+		if (waitpid(pid, &status, 0) != pid)
+			_exit(52);
+		there = !WIFEXITED(status) || WEXITSTATUS(status) != 51;
+	}
+	close(fd);
+	if (passed >= 0)
+		close(passed);
+	return there;
+}
+
+/* All of it, as it comes, while devices come and go under it. T20. */
+TEST_F(hmm, soak)
+{
+	struct process p[NR_SOAKERS];
+	struct world *w = &self->w;
+	unsigned int seed = time(NULL);
+	int go, came, i, round, sock[2];
+	pid_t pid;
+
+	TH_LOG("seed %u", seed);
+	for (round = 0; round < 5; round++) {
+		__u32 device;
+		int ctl = device_open();
+
+		ASSERT_LE(0, ctl);
+		ASSERT_EQ(0, ioctl(ctl, TEST_HMM_DEVICE_CREATE, &device));
+		ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK,
+					0, sock));
+		for (i = 0; i < NR_SOAKERS; i++) {
+			pid = process_start(&p[i], &go, &came);
+			ASSERT_LE(0, pid);
+			if (pid)
+				continue;
+			srand(seed + round * NR_SOAKERS + i);
+			while (soak_step(w, device, sock[i & 1]))
+				;
+			_exit(0);
+		}
+		/* Load, until enough has happened */
+		do {
+			ASSERT_EQ(sizeof(w->events.event[0]),
+				  read(ctl, w->events.event,
+				       sizeof(w->events.event[0])));
+		} while (w->events.event[0].seq < 500);
+		ASSERT_EQ(0, ioctl(ctl, TEST_HMM_DEVICE_UNPLUG));
+		for (i = 0; i < NR_SOAKERS; i++)
+			EXPECT_EQ(0, process_end(&p[i]));
+		/* Descriptors on their way are closed with it */
+		close(sock[0]);
+		close(sock[1]);
+		EXPECT_EQ(0, ioctl(ctl, TEST_HMM_DEVICE_DESTROY));
+		close(ctl);
 	}
 }
 
