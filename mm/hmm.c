@@ -1496,6 +1496,7 @@ void hmm_mirror_unregister_async(struct hmm_mirror *mirror)
 	device = READ_ONCE(mirror->device);
 	if (WARN_ONCE(!device->ops->free,
 		      "%s() on a device without ->free()\n", __func__)) {
+		/* Pairs with the xchg() in hmm_mirror_own_registration() */
 		smp_store_release(&mirror->registered, 1);
 		return;
 	}
