@@ -79,6 +79,28 @@ scripts() {
 	shellcheck $(repository | xargs grep -lE '^#!.*(sh|busybox sh)$|^# shellcheck shell=')
 }
 
+# The driver in hmm.rst: its parts together are a file, and that compiles.
+example() {
+	local driver=$temp/example
+	mkdir -p "$driver"
+	awk '/^A driver, step by step$/ { on = 1 } on && /^Locks$/ { exit }
+		on && /^(\t|$)/ { sub(/^\t/, ""); print }' "$ROOT/Documentation/vm/hmm.rst" >"$driver/gpu.c"
+	echo 'obj-m := gpu.o' >"$driver/Makefile"
+	make -s -C "$tree" O="$(cat "$dir/obj")" M="$driver" W=1 KCFLAGS=-Werror gpu.o
+}
+
+# Each test that hmm-tests.rst names is there, and each that is there is named.
+named_tests() {
+	cd "$ROOT"
+	# shellcheck disable=SC2016 # backquotes of reST
+	diff --label named --label there -U0 \
+		<(grep -oE '``(hmm_[a-z0-9_]+|[a-z_]+\.[a-z0-9_]+)``' Documentation/vm/hmm-tests.rst | tr -d '`' | sort -u) \
+		<({
+			sed -nE 's/^\tKUNIT_CASE(_SLOW)?\((.*)\),$/\2/p' mm/tests/hmm_*kunit.c
+			sed -nE 's/^TEST_F\((.*), (.*)\)$/\1.\2/p' tools/testing/selftests/vm/hmm-tests.c
+		} | sort -u)
+}
+
 # Addresses and paths of one machine have no place in the repository.
 places() {
 	cd "$ROOT"
@@ -109,6 +131,7 @@ lock_base
 need_space 1
 run "$HARNESS/build.sh" lint
 tree=$(cat "$dir/tree")
+temp lint
 check checkpatch checkpatch
 check kernel-doc kernel_doc
 check compiler compiler
@@ -117,4 +140,6 @@ check exports exports
 check shellcheck scripts
 check places places
 check spelling spelling
-((failed == 0)) || die "lint: $failed of 8 checks failed"
+check example example
+check tests named_tests
+((failed == 0)) || die "lint: $failed of 10 checks failed"
