@@ -2108,6 +2108,8 @@ static void hmm_find_gives_live_mirrors_only(struct kunit *test)
 	scene_start(&s, &kill, PATH_KILL);
 	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_RELEASE));
 	KUNIT_EXPECT_NULL(test, hmm_mirror_find(&s.gpu->hmm, s.mm));
+	/* The process lives on; the mirror is dying, and pins nothing any more */
+	KUNIT_EXPECT_FALSE(test, hmm_mirror_mm_get(&s.context->mirror));
 	gate_open(GATE_IN_RELEASE);
 	KUNIT_EXPECT_TRUE(test, job_end(&kill));
 
