@@ -235,7 +235,7 @@ struct hmm {
 	struct kref kref;
 	spinlock_t lock;			/* mirrors (writers), mm_pins */
 	struct list_head mirrors;
-	int mm_pins;				/* of hmm_mirror_mm_get() */
+	int mm_pins;				/* see hmm_pin() */
 	struct work_struct free_work;
 	struct rcu_head rcu;
 };
