@@ -205,6 +205,11 @@ static void job_mmput(void *mm)
 	mmput(mm);
 }
 
+static void job_synchronize(void *unused)
+{
+	hmm_synchronize();
+}
+
 static void job_unregister(void *context)
 {
 	hmm_mirror_unregister(&((struct gpu_context *)context)->mirror);
@@ -1110,7 +1115,7 @@ static void hmm_unregister_and_register_during_an_invalidation(struct kunit *tes
 	};
 	struct gpu_context *first = context_register(test, r.gpu, r.mm);
 	struct mmu_interval_notifier notifier;
-	struct job unmap, unregister, add;
+	struct job unmap, unregister, synchronize, add;
 
 	mm_map_page(test, r.mm);
 	KUNIT_ASSERT_EQ(test, mmu_interval_notifier_insert(&notifier, r.mm,
@@ -1124,10 +1129,14 @@ static void hmm_unregister_and_register_during_an_invalidation(struct kunit *tes
 	job_start(&unregister, job_unregister, first);
 	KUNIT_EXPECT_TRUE(test, job_end(&unregister));
 	context_end(test, first, HMM_RELEASE_UNREGISTER, 0);
+	/* HMM cannot let go of the mm meanwhile, and this says when it has */
+	job_start(&synchronize, job_synchronize, NULL);
+	KUNIT_EXPECT_TRUE(test, job_waits(&synchronize));
 	job_start(&add, job_register, &r);
 	KUNIT_EXPECT_TRUE(test, job_waits(&add));
 
 	gate_open(GATE_IN_INVALIDATE);
+	KUNIT_EXPECT_TRUE(test, job_end(&synchronize));
 	KUNIT_EXPECT_TRUE(test, job_end(&add));
 	KUNIT_EXPECT_TRUE(test, job_end(&unmap));
 	KUNIT_EXPECT_EQ(test, r.ret, 0);
@@ -1284,11 +1293,6 @@ static void job_path(void *arg)
 	struct scene *s = arg;
 
 	scene_run(s, s->path);
-}
-
-static void job_synchronize(void *unused)
-{
-	hmm_synchronize();
 }
 
 /* A thread of its own for what may wait. @job holds a copy of the scene's path. */
