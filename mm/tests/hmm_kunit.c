@@ -2299,6 +2299,7 @@ static void hmm_unregister_of_unregistered_is_refused(struct kunit *test)
 	struct gpu_context *context = context_register(test, gpu, mm);
 	struct hmm_mirror never_mirror = {};
 	struct hmm_device never = {};
+	struct scene s = {};
 	struct job remove;
 	int ret;
 
@@ -2307,8 +2308,15 @@ static void hmm_unregister_of_unregistered_is_refused(struct kunit *test)
 	expect_warning("hmm_mirror_unregister.* of an unregistered mirror",
 		       hmm_mirror_unregister(&context->mirror));
 	hmm_mirror_unregister(&never_mirror);
+	/* Twice, with a reference that keeps it; then never registered */
+	scene_set(test, &s);
+	hmm_mirror_get(&s.context->mirror);
+	hmm_mirror_unregister_async(&s.context->mirror);
 	expect_warning("hmm_mirror_unregister_async.* of an unregistered mirror",
-		       hmm_mirror_unregister_async(&never_mirror));
+		       hmm_mirror_unregister_async(&s.context->mirror));
+	hmm_mirror_put(&s.context->mirror);
+	scene_end(test, &s, PATH_ASYNC, PATH_ASYNC);
+	hmm_mirror_unregister_async(&never_mirror);
 	expect_warning("hmm_device_unplug.* of an unregistered device",
 		       hmm_device_unplug(&never));
 	expect_warning("hmm_device_unregister.* of an unregistered device",
