@@ -1361,7 +1361,7 @@ static void hmm_device_forget(struct hmm_device *device)
  * * %-ENODEV - @device is not registered, or no longer.
  * * %-EBUSY - @mirror is registered already; that registration is unchanged.
  * * %-ESRCH - @mm has no user left, its last thread exited or went on to exec; or
- *   none but hmm_mirror_mm_get().
+ *   none but hmm_mirror_mm_get() and other calls of this.
  * * %-EINTR - A signal was pending while the first mirror of @mm was armed.
  * * %-EOVERFLOW - @device has as many mirrors as can be counted.
  * * %-ENOMEM - No memory.
@@ -1546,11 +1546,10 @@ EXPORT_SYMBOL_GPL(hmm_mirror_kill);
  * hmm_mirror_put() which returned before this was called, also if mm exit or
  * hmm_device_unplug() did the release; and HMM has let go of each address space
  * whose last mirror was released before, mm_count included. It does not wait for a
- * ->free() that a reference of a driver still keeps away. It may wait for steps that
- * begin while it runs, but goes on without end for none. It is a barrier for
- * callbacks, not only a grace period: a driver may call it before its module is
- * unloaded. But hmm_device_unregister() waits for the callbacks of its device all by
- * itself.
+ * ->free() that a reference of a driver still keeps away. It may wait for some steps
+ * that begin while it runs. It is a barrier for callbacks, not only a grace period: a
+ * driver may call it before its module is unloaded. But hmm_device_unregister() waits
+ * for the callbacks of its device all by itself.
  *
  * Context: Process context. May sleep. The caller may hold no lock that a callback
  * of any device takes or waits for, that an invalidate callback of any driver takes,

@@ -1865,8 +1865,6 @@ TEST_F(hmm, oom_kill_releases_once)
 {
 	struct world *w = &self->w;
 	const char *group = "/sys/fs/cgroup/hmm-tests";
-	/* The reaper comes 2 s after the kill, if the victim is still there */
-	__u32 release_ms = 4000;
 	char path[64], text[32];
 	int go, came, kmsg;
 	struct process p;
@@ -1874,7 +1872,6 @@ TEST_F(hmm, oom_kill_releases_once)
 
 	kmsg = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
 	lseek(kmsg, 0, SEEK_END);
-	ASSERT_EQ(0, ioctl(w->fd, TEST_HMM_RELEASE_TAKES, &release_ms));
 
 	write_file("/sys/fs/cgroup/cgroup.subtree_control", "+memory");
 	if (mkdir(group, 0700) && errno != EEXIST)
@@ -1883,6 +1880,7 @@ TEST_F(hmm, oom_kill_releases_once)
 	if (write_file(path, "16M"))
 		SKIP(return, "needs the memory controller of cgroup2");
 	snprintf(path, sizeof(path), "%s/cgroup.procs", group);
+	ASSERT_EQ(0, hold(w->ctl, TEST_HMM_IN_RELEASE));
 	pid = process_start(&p, &go, &came);
 	ASSERT_LE(0, pid);
 	if (!pid) {
@@ -1901,9 +1899,11 @@ TEST_F(hmm, oom_kill_releases_once)
 			memset(more, 1, 1 << 20);
 		}
 	}
-	/* Killed, that is */
-	EXPECT_EQ(-1, process_end(&p));
+	/* Killed; and the reaper comes while it cannot get through exit */
+	EXPECT_EQ(0, wait_held(w->ctl, TEST_HMM_IN_RELEASE));
 	EXPECT_TRUE(kmsg_await(kmsg, "oom_reaper: reaped process ", ""));
+	EXPECT_EQ(0, resume(w->ctl, TEST_HMM_IN_RELEASE));
+	EXPECT_EQ(-1, process_end(&p));
 	close(kmsg);
 	events_read(w->ctl, &w->events);
 	EXPECT_EQ(1, events_count(&w->events, TEST_HMM_RELEASE));
