@@ -10,53 +10,21 @@
 set -euo pipefail
 # shellcheck source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
+# shellcheck source=uml.sh
+. "${BASH_SOURCE[0]%/*}/uml.sh"
 
 dir=$OUT/kunit
-need bc binutils bison flex gcc libc6-dev make patch perl-base python3 rsync
 lock_out
-lock_base
-mkdir -p "$dir"
-key=$("$HARNESS/source.sh")
-"$HARNESS/import.sh" "$key"
-tree=$HMM_CACHE/tree/$key
-obj=$HMM_CACHE/build/$key-uml
-[[ -d $obj ]] || need_space 2
-# kunit.py makes the last directory of its path, and no other
-mkdir -p "${obj%/*}"
-
-config=(--kunitconfig="$tree/mm/tests/.kunitconfig" --kunitconfig="$HARNESS/config/uml.config")
-kernel=()
-if grep -q '^config SMP' "$tree/arch/um/Kconfig"; then
-	config+=(--kunitconfig="$HARNESS/config/uml-smp.config")
-	kernel=(--kernel_args=seccomp=on --kernel_args=ncpus=2)
-fi
-
-kunit() {
-	cd "$tree" && python3 tools/testing/kunit/kunit.py "$@"
-}
-
-build() {
-	kunit build --build_dir="$obj" --jobs="$JOBS" "${config[@]}"
-}
-
-label="building Linux ${key#*_} (User Mode Linux)"
-if ! try "$label" "$dir/build.log" build; then
-	excerpt "$dir/build.log"
-	if [[ ! -e $obj/.hmm-built ]] || ours_failed "$tree" "$dir/build.log"; then
-		die "$label: failed; the whole output is in $dir/build.log"
-	fi
-	say "the build failed outside this project's files: the cached build may be damaged; building from scratch"
-	rm -rf "$obj"
-	step "$label" "$dir/build.log" build
-fi
-touch "$obj/.hmm-built"
+uml_source
+uml_build kunit "$dir" "$tree/mm/tests/.kunitconfig" "$HARNESS/config/uml.config"
 
 # boot NAME FILTER: one boot of User Mode Linux; adds to status and streams.
 boot() {
 	local name=$1
 	echo "# suite: $name" | tee "$dir/$name.ktap"
 	# The parser of kunit.py knows less of a broken log than ours: it only relays.
-	kunit exec --build_dir="$obj" --timeout=300 --raw_output=kunit "${kernel[@]}" "$2" \
+	uml_kunit exec --build_dir="$obj" --timeout=300 --raw_output=kunit \
+		"${parameters[@]/#/--kernel_args=}" "$2" \
 		2>"$dir/$name.log" | tee -a "$dir/$name.ktap" || status=1
 	mv "$obj/test.log" "$dir/$name.console"
 	# User Mode Linux warns of itself (no PCI) before the tests begin.
