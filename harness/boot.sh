@@ -9,6 +9,8 @@
 # HMM_BOOT_LIMIT, HMM_LIMIT: seconds until init runs (120), from then on (480)
 # HMM_FLAVOUR: which build to boot (debug); HMM_INITRAMFS: another initramfs
 # HMM_KERNEL: the name of the results instead of JOB, then kernel parameters
+# HMM_COUNT=1: an instruction takes the guest's clock a nanosecond, however long it
+# takes here
 
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -27,7 +29,7 @@ qemu() {
 	local accel=$1 cpu=max
 	shift
 	[[ $accel == tcg* ]] || cpu=host
-	exec qemu-system-x86_64 -machine q35 -bios qboot.rom -accel "$accel" -cpu "$cpu" -smp 2 -m 2G \
+	exec qemu-system-x86_64 -machine q35 -bios qboot.rom -accel "$accel" "${clock[@]}" -cpu "$cpu" -smp 2 -m 2G \
 		-nodefaults -display none -no-reboot -kernel "$guest/bzImage" \
 		-initrd "${HMM_INITRAMFS:-$guest/initramfs.cpio}" -append "$cmdline" -device virtio-serial-pci "$@"
 }
@@ -129,6 +131,11 @@ judge() {
 
 [[ -s $guest/bzImage && -s $guest/initramfs.cpio ]] || die "boot: $guest has no kernel: not built; run: make run"
 accel=${HMM_PROBE:-$(accelerator)}
+clock=()
+if [[ ${HMM_COUNT:-} ]]; then
+	accel=tcg,thread=single
+	clock=(-icount "shift=0,sleep=off")
+fi
 if [[ $job == shell ]]; then
 	mkdir -p "$dir"
 	(qemu "$accel" -chardev "stdio,id=tty,signal=off,logfile=$dir/console.log" -serial chardev:tty)

@@ -4,10 +4,11 @@
 # Builds the guest: kernel, modules, static programs, initramfs, from the source
 # that BASE or KDIR names, into out/$BASE/FLAVOUR.
 #
-# usage: harness/build.sh debug|kcsan|rt|pristine|lint
+# usage: harness/build.sh debug|kcsan|rt|pristine|lean|lean-pristine|lint
 # debug is the kernel with this project in it and most checkers, kcsan the one that
 # looks for data races, rt is debug with PREEMPT_RT; pristine is without this
-# project; lint compiles its objects only, with W=1 and sparse, for their messages.
+# project; lean and lean-pristine are these two without any checker, to be measured;
+# lint compiles its objects only, with W=1 and sparse, for their messages.
 
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -15,12 +16,16 @@ set -euo pipefail
 
 flavour=$1
 log=$OUT/$flavour/build.log
+unbuilt='^$'		# what this flavour does not build of our files
+programs=(demo tests)	# see programs.mk
 case $flavour in
 debug | lint) fragments=(guest debug preempt tests hmm selftest) ;;
-rt) fragments=(guest debug tests hmm rt) ;;
+rt) fragments=(guest debug tests hmm rt) unbuilt='^lib/test_hmm_range.c$' ;;
 kcsan) fragments=(guest kcsan preempt tests hmm) ;;
-pristine) fragments=(guest debug preempt pristine) ;;
-*) die "build: $flavour: no such flavour; use debug, kcsan, rt, pristine or lint" ;;
+pristine) fragments=(guest debug preempt pristine) programs=(tests) ;;
+lean) fragments=(guest lean lean-hmm) unbuilt='^lib/test_hmm.c$|_kunit.c$' programs=(unused) ;;
+lean-pristine) fragments=(guest lean lean-pristine) programs=(unused) ;;
+*) die "build: $flavour: no such flavour; use debug, kcsan, rt, pristine, lean, lean-pristine or lint" ;;
 esac
 fragments=("${fragments[@]/%/.config}")
 
@@ -90,7 +95,7 @@ compile() {
 	kernel_make bzImage modules || return
 	# By content, not time: the next run may be another checkout's.
 	rsync -rc --delete "$HARNESS/guest/" "$obj/hmm-guest/"
-	make -f "$obj/hmm-guest/programs.mk" -j "$JOBS" TREE="$tree" OBJ="$obj" DEMO="$demo" || return
+	make -f "$obj/hmm-guest/programs.mk" -j "$JOBS" TREE="$tree" OBJ="$obj" "${programs[@]}" || return
 	rm "$obj/.hmm-building"
 }
 
@@ -119,7 +124,7 @@ build() {
 check_objects() {
 	local file
 	while read -r file; do
-		[[ $flavour != rt || $file != lib/test_hmm_range.c ]] || continue
+		[[ ! $file =~ $unbuilt ]] || continue
 		[[ $file != *.c || $file == tools/* || $obj/${file%.c}.o -nt $tree/$file ]] ||
 			die "build: $file: imported but not built; check its Makefile hook and CONFIG line"
 	done < <(data files; data renames | cut -d' ' -f2)
@@ -146,20 +151,16 @@ mkdir -p "$OUT/$flavour"
 key=$("$HARNESS/source.sh")
 obj=$HMM_CACHE/build/$key-$flavour
 tree=$HMM_CACHE/pristine/$key
-demo=''
-if [[ $flavour != pristine ]]; then
+if [[ $flavour != *pristine ]]; then
 	"$HARNESS/import.sh" "$key"
 	tree=$HMM_CACHE/tree/$key
-	demo=$obj/hmm-guest/demo.c
 fi
 [[ -d $obj ]] || need_space 3
 build
 touch "$obj/.hmm-built"
-if [[ $flavour == lint ]]; then
-	echo "$tree" >"$OUT/lint/tree"
-	echo "$obj" >"$OUT/lint/obj"
-	exit
-fi
-[[ $flavour == pristine ]] || check_objects
+echo "$tree" >"$OUT/$flavour/tree"
+echo "$obj" >"$OUT/$flavour/obj"
+[[ $flavour != lint ]] || exit 0
+[[ $flavour == *pristine ]] || check_objects
 temp pack
 pack

@@ -2,7 +2,8 @@
 #
 # The guest's static programs, rebuilt only when a source or header changed.
 #
-# usage: make -f programs.mk TREE=kernel source OBJ=build directory DEMO=demo.c, or empty
+# usage: make -f programs.mk TREE=kernel source OBJ=build directory TARGET...
+# The targets: tests, the selftests of HMM in the tree; or a program of this directory.
 
 HERE := $(patsubst %/,%,$(dir $(realpath $(lastword $(MAKEFILE_LIST)))))
 SELFTESTS := $(firstword $(wildcard $(TREE)/tools/testing/selftests/mm $(TREE)/tools/testing/selftests/vm))
@@ -14,7 +15,10 @@ BIN := $(OBJ)/hmm-programs
 CFLAGS := -Wall -O2 -U_FORTIFY_SOURCE -D_GNU_SOURCE= -MMD -MP -I$(TREE) -I$(TREE)/tools/testing/selftests \
 	-isystem $(OBJ)/usr/include -isystem $(TREE)/tools/include/uapi
 
-all: $(TESTS:%=$(BIN)/%) $(if $(DEMO),$(BIN)/demo)
+PROGRAMS := $(basename $(notdir $(wildcard $(HERE)/*.c)))
+
+tests: $(TESTS:%=$(BIN)/%)
+$(PROGRAMS): %: $(BIN)/%
 
 $(TESTS:%=$(BIN)/%): $(BIN)/%: $(BIN)/obj/%.o $(HELPERS:$(SELFTESTS)/%.c=$(BIN)/obj/%.o)
 	gcc -static -o $@ $^ -lrt -lpthread -lm
@@ -23,12 +27,12 @@ $(TESTS:%=$(BIN)/obj/%.o): CFLAGS += -include $(HERE)/patience.h
 $(BIN)/obj/%.o: $(SELFTESTS)/%.c | $(BIN)/obj
 	gcc $(CFLAGS) -c -o $@ $<
 
-$(BIN)/demo: $(DEMO) | $(BIN)/obj
-	gcc $(CFLAGS) -Werror -MF $(BIN)/obj/demo.d -static -o $@ $<
+$(PROGRAMS:%=$(BIN)/%): $(BIN)/%: $(HERE)/%.c | $(BIN)/obj
+	gcc $(CFLAGS) -Werror -MF $(BIN)/obj/$*.d -static -o $@ $<
 
 $(BIN)/obj:
 	mkdir -p $@
 
 -include $(BIN)/obj/*.d
-.PHONY: all
+.PHONY: tests $(PROGRAMS)
 .DELETE_ON_ERROR:
