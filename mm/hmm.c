@@ -602,6 +602,62 @@ static bool hmm_in_callback(void)
 }
 
 /*
+ * Walks of mirrors, under hmm_srcu. Who is about to end a mirror that is unlinked has
+ * to wait for those that began before. A grace period does it, but takes tens of
+ * microseconds even if nobody walks, which is nearly always: so the walks are
+ * counted as well, on the CPU where they begin and that where they end.
+ */
+struct hmm_walks {
+	unsigned long begun;
+	unsigned long ended;
+};
+
+static DEFINE_PER_CPU(struct hmm_walks, hmm_walks);
+
+static int hmm_walk_begin(void)
+{
+	int idx = srcu_read_lock(&hmm_srcu);
+
+	this_cpu_inc(hmm_walks.begun);
+	/*
+	 * A: counted before it looks. With B in hmm_nobody_walks(), either the walk
+	 * does not see what was unlinked, or it is counted there.
+	 */
+	smp_mb();
+	return idx;
+}
+
+static void hmm_walk_end(int idx)
+{
+	/* C: what it did comes before it is counted; pairs with D */
+	smp_mb();
+	this_cpu_inc(hmm_walks.ended);
+	srcu_read_unlock(&hmm_srcu, idx);
+}
+
+/*
+ * No walk that could see what was unlinked before this is called. Ends are summed up
+ * first: all of them have begun when the beginnings are, so that the sums are equal
+ * only if every walk that is counted has ended.
+ */
+static bool hmm_nobody_walks(void)
+{
+	unsigned long begun = 0, ended = 0;
+	int cpu;
+
+	/* B: unlinked before the look; pairs with A */
+	smp_mb();
+	for_each_possible_cpu(cpu)
+		ended += READ_ONCE(per_cpu(hmm_walks.ended, cpu));
+	/* D: pairs with C, and keeps the two sums in their order */
+	smp_mb();
+	for_each_possible_cpu(cpu)
+		begun += READ_ONCE(per_cpu(hmm_walks.begun, cpu));
+
+	return begun == ended;
+}
+
+/*
  * References on a device
  *
  * Created by:    __hmm_device_register(), with one reference, the driver's.
@@ -1048,7 +1104,7 @@ static struct hmm_mirror *hmm_first_mirror(struct hmm *hmm)
 	struct hmm_mirror *mirror, *found = NULL;
 	int idx;
 
-	idx = srcu_read_lock(&hmm_srcu);
+	idx = hmm_walk_begin();
 	list_for_each_entry_srcu(mirror, &hmm->mirrors, node,
 				 srcu_read_lock_held(&hmm_srcu)) {
 		if (hmm_mirror_use(mirror)) {
@@ -1056,7 +1112,7 @@ static struct hmm_mirror *hmm_first_mirror(struct hmm *hmm)
 			break;
 		}
 	}
-	srcu_read_unlock(&hmm_srcu, idx);
+	hmm_walk_end(idx);
 
 	return found;
 }
@@ -1070,7 +1126,7 @@ static struct hmm_mirror *hmm_mm_exit_begin(struct hmm *hmm)
 	struct hmm_mirror *mirror, *first = NULL;
 	int idx;
 
-	idx = srcu_read_lock(&hmm_srcu);
+	idx = hmm_walk_begin();
 	list_for_each_entry_srcu(mirror, &hmm->mirrors, node,
 				 srcu_read_lock_held(&hmm_srcu)) {
 		hmm_point(HMM_POINT_EXIT_WALK, mirror);
@@ -1086,7 +1142,7 @@ static struct hmm_mirror *hmm_mm_exit_begin(struct hmm *hmm)
 		}
 		hmm_mirror_unuse(mirror);
 	}
-	srcu_read_unlock(&hmm_srcu, idx);
+	hmm_walk_end(idx);
 
 	return first;
 }
@@ -1237,7 +1293,8 @@ static void hmm_mirror_finish(struct hmm_mirror *mirror)
 	struct hmm_callback callback;
 	unsigned long flags;
 
-	if (!poll_state_synchronize_srcu(&hmm_srcu, mirror->unlink_gp))
+	if (!hmm_nobody_walks() &&
+	    !poll_state_synchronize_srcu(&hmm_srcu, mirror->unlink_gp))
 		synchronize_srcu_expedited(&hmm_srcu);
 
 	spin_lock_irqsave(&device->lock, flags);
@@ -1611,7 +1668,7 @@ struct hmm_mirror *hmm_mirror_find(struct hmm_device *device,
 	struct hmm *hmm;
 	int idx;
 
-	idx = srcu_read_lock(&hmm_srcu);
+	idx = hmm_walk_begin();
 	rcu_read_lock();
 	hlist_for_each_entry_rcu(hmm, &bucket->hmms, node) {
 		if (hmm->mm != mm)
@@ -1629,7 +1686,7 @@ struct hmm_mirror *hmm_mirror_find(struct hmm_device *device,
 	}
 out:
 	rcu_read_unlock();
-	srcu_read_unlock(&hmm_srcu, idx);
+	hmm_walk_end(idx);
 
 	return found;
 }
