@@ -26,6 +26,7 @@
  *	locks of the driver		->release() and ->free() may take them
  *	  hmm_device::callback_map	lockdep only: a callback, or a wait for it
  *	  hmm_callback_map		lockdep only: the same of all devices
+ *	hmm_lazy_mutex			who queues what waited a moment
  *	hmm_devices_lock
  *	  hmm_device::lock
  *	hmm_bucket::lock
@@ -34,9 +35,9 @@
  *	hmm_srcu, read side		walks of mirrors: look, take a reference
  *	RCU, read side			walks of hmm_table, and mirror->hmm
  *
- * All are spinlocks, held for a few lines and not over a callback. Those inside
- * objects and of the table are taken with interrupts off: a driver may call in
- * under a lock that its interrupt takes.
+ * The others are spinlocks, held for a few lines; none is held over a callback.
+ * Those inside objects and of the table are taken with interrupts off: a driver may
+ * call in under a lock that its interrupt takes.
  * hmm_device::lock and hmm::lock lie inside objects and so never hold off the
  * freeing of these: whoever takes one has a reference, and drops it after the
  * unlock. hmm_device::lock nests outside of hmm::lock so that a mirror appears on
@@ -44,7 +45,8 @@
  *
  * Rationale: the walks of mirrors are under SRCU of HMM's own. An unregister waits
  * for a grace period of it, which can be expedited, since it disturbs nobody, and
- * waits for walks and nothing else. Nobody waits for those of hmm_table.
+ * waits for walks and nothing else; and it waits for none if nobody walks. Nobody
+ * waits for walks of hmm_table.
  *
  * Field protection
  * ================
@@ -72,8 +74,11 @@
  *				others by the completion of released, or by the
  *				reference that it drops
  *	async, step		written by who unregisters, before it drops the user
- *				of the registration; read by the last user. step is
- *				then the one's who drops the last reference
+ *				of the registration, and async before it may own the
+ *				release; read by the last user, and async by those
+ *				who wait for the owner. step is then the one's who
+ *				drops the last reference
+ *	lazy			its owner's, then that of hmm_lazy_drain()
  *	unused			as hmm_device::unused
  * hmm:
  *	mm, notifier		immutable
@@ -106,9 +111,10 @@
  * A that is synchronous runs ->release() itself. B and C first own all that they
  * can and queue mirror->work for each, so that the releases of one process or
  * device run side by side; then they go from one to the next and wait, or run what
- * no worker has begun. D and the other A only queue. The losers among A, B and C
- * that have to wait take the work from the queue as well: a release never depends
- * on a worker that cannot be had, when memory is what exit is to give back.
+ * no worker has begun. D only queues, and so does the other A, a moment later (see
+ * hmm_lazy_drain()). The losers among A, B and C that have to wait take the work from
+ * the queue as well: a release never depends on a worker that cannot be had, when
+ * memory is what exit is to give back.
  *
  * The mirror stays linked until ->release() has returned, so that B and C find it
  * and wait, whoever owns the release; exit_mmap() frees no page before.
@@ -159,10 +165,12 @@
 #include <linux/kref.h>
 #include <linux/ktime.h>
 #include <linux/list.h>
+#include <linux/llist.h>
 #include <linux/lockdep.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/module.h>
+#include <linux/mutex.h>
 #include <linux/percpu.h>
 #include <linux/rculist.h>
 #include <linux/rcupdate.h>
@@ -195,6 +203,9 @@ MODULE_PARM_DESC(report_seconds,
 /* Keeps the references of a device far below where refcount_t saturates */
 #define HMM_DEVICE_MAX_MIRRORS	(UINT_MAX / 4)
 
+/* How long what need not be done at once is gathered, in jiffies */
+#define HMM_LAZY		1
+
 /* How often who waits for a release looks whether it can run it, in jiffies */
 #define HMM_STEAL_AGAIN		(HZ / 10 ?: 1)
 
@@ -225,8 +236,8 @@ enum hmm_device_state {
  *                mmu_interval_notifier_remove(); never mm_users.
  * Dead when:     the last reference is dropped; a new mirror of the same mm then
  *                makes a new struct hmm.
- * Freed by:      hmm_free_work(), after the notifier is removed, and a grace
- *                period of RCU.
+ * Freed by:      hmm_free_work(), a moment later, after the notifier is removed, and
+ *                a grace period of RCU.
  */
 struct hmm {
 	struct mm_struct *mm;
@@ -236,6 +247,7 @@ struct hmm {
 	spinlock_t lock;			/* mirrors (writers), mm_pins */
 	struct list_head mirrors;
 	int mm_pins;				/* see hmm_pin() */
+	struct llist_node lazy;			/* see hmm_lazy_drain() */
 	struct work_struct free_work;
 	struct rcu_head rcu;
 };
@@ -319,6 +331,61 @@ static void hmm_counts_sum(struct hmm_counts *sum)
 	}
 }
 
+/*
+ * What need not be done at once: releases of hmm_mirror_unregister_async(), and what
+ * is left of an mm without mirrors. To wake a worker costs many times what the rest of
+ * these does, and a worker that is woken in an exit would find its invalidation in the
+ * way; so for a moment they are gathered.
+ */
+struct hmm_lazy {
+	struct llist_head mirrors;
+	struct llist_head hmms;
+};
+
+static DEFINE_PER_CPU(struct hmm_lazy, hmm_lazy);
+static DEFINE_MUTEX(hmm_lazy_mutex);
+
+/*
+ * Who waits for any of them does not wait for the moment to pass: once this returns all
+ * that was gathered before is queued. The mutex makes that true for what another
+ * thread has taken from a list.
+ */
+static void hmm_lazy_drain(void)
+{
+	struct hmm_mirror *mirror, *next_mirror;
+	struct hmm *hmm, *next_hmm;
+	int cpu;
+
+	mutex_lock(&hmm_lazy_mutex);
+	for_each_possible_cpu(cpu) {
+		struct hmm_lazy *lazy = per_cpu_ptr(&hmm_lazy, cpu);
+		struct llist_node *mirrors = llist_del_all(&lazy->mirrors);
+		struct llist_node *hmms = llist_del_all(&lazy->hmms);
+
+		llist_for_each_entry_safe(mirror, next_mirror,
+					  llist_reverse_order(mirrors), lazy)
+			queue_work(hmm_release_wq, &mirror->work);
+		llist_for_each_entry_safe(hmm, next_hmm, hmms, lazy)
+			queue_work(hmm_mm_wq, &hmm->free_work);
+	}
+	mutex_unlock(&hmm_lazy_mutex);
+}
+
+static void hmm_lazy_work_fn(struct work_struct *work)
+{
+	hmm_lazy_drain();
+}
+
+static DECLARE_DELAYED_WORK(hmm_lazy_work, hmm_lazy_work_fn);
+
+/* To one of the lists of this CPU; that the task moves on meanwhile does no harm. */
+static void hmm_lazy_add(struct llist_node *node, struct llist_head *list)
+{
+	/* If it was not empty, who made it so has seen to this, and it is yet to come */
+	if (llist_add(node, list))
+		queue_delayed_work(hmm_mm_wq, &hmm_lazy_work, HMM_LAZY);
+}
+
 #ifdef CONFIG_HMM_TEST_POINTS
 DEFINE_STATIC_SRCU(hmm_test_srcu);
 static hmm_test_hook hmm_test_hook_fn;
@@ -377,6 +444,7 @@ void hmm_test_quiesce(struct hmm_test_counts *counts)
 {
 	struct hmm_counts sum;
 
+	hmm_lazy_drain();
 	flush_workqueue(hmm_mm_wq);
 	if (!counts)
 		return;
@@ -856,7 +924,8 @@ static struct hmm_bucket *hmm_bucket_of(struct mm_struct *mm)
 /*
  * The removal waits for the invalidation that runs, which at exit is the one that
  * got us here, and elsewhere may be as slow as any other driver of this mm likes:
- * neither is a thing that an unregister should wait for.
+ * neither is a thing that an unregister should wait for. For the first, it comes a
+ * moment later; for the second, each is work of its own.
  */
 static void hmm_free_work(struct work_struct *work)
 {
@@ -879,7 +948,7 @@ static void hmm_unused(struct kref *kref)
 	hlist_del_init_rcu(&hmm->node);
 	spin_unlock_irqrestore(&bucket->lock, flags);
 
-	queue_work(hmm_mm_wq, &hmm->free_work);
+	hmm_lazy_add(&hmm->lazy, raw_cpu_ptr(&hmm_lazy.hmms));
 }
 
 static void hmm_put(struct hmm *hmm)
@@ -1067,6 +1136,9 @@ static void hmm_mirror_settle(struct hmm_mirror *mirror)
 
 	hmm_point(HMM_POINT_RELEASE_WAIT, mirror);
 	while (!try_wait_for_completion(&mirror->released)) {
+		/* It may be among what is gathered, and have no worker to come */
+		if (READ_ONCE(mirror->async))
+			hmm_lazy_drain();
 		if (hmm_mirror_steal(mirror)) {
 			hmm_mirror_release(mirror);
 			/* Pairs with hmm_mirror_queue_release() */
@@ -1531,7 +1603,8 @@ EXPORT_SYMBOL_GPL(hmm_mirror_unregister);
  * hmm_mirror_unregister_async() - Release and free a mirror, without waiting.
  * @mirror: A registered mirror of a device that has ->free().
  *
- * ->release() is called soon, in a worker, if it was not before; and ->free()
+ * ->release() is called soon, in a worker, if it was not before: what comes within a
+ * jiffy is done together, unless somebody waits for it. ->free() is called
  * after it returned and every reference of hmm_mirror_get() was dropped. From this
  * call on the caller may not touch @mirror, unless it has a reference. @mirror no
  * longer keeps hmm_device_unregister() from succeeding, which waits for ->free().
@@ -1561,9 +1634,13 @@ void hmm_mirror_unregister_async(struct hmm_mirror *mirror)
 	hmm_device_forget(device);
 	trace_hmm_unregister(device->name, mirror, mirror->mm, 0);
 	mirror->step = hmm_step_begin();
-	mirror->async = true;
-	if (hmm_mirror_own(mirror, HMM_RELEASE_UNREGISTER))
-		hmm_mirror_queue_release(mirror, hmm_release_wq);
+	/* Ordered for those who wait by the cmpxchg() in hmm_mirror_own() */
+	WRITE_ONCE(mirror->async, true);
+	if (hmm_mirror_own(mirror, HMM_RELEASE_UNREGISTER)) {
+		/* For hmm_mirror_release_work(), see hmm_mirror_queue_release() */
+		refcount_inc(&mirror->users);
+		hmm_lazy_add(&mirror->lazy, raw_cpu_ptr(&hmm_lazy.mirrors));
+	}
 	/* Pairs with the refcount_set() in hmm_mirror_init() */
 	hmm_mirror_unuse(mirror);
 }
@@ -1621,7 +1698,10 @@ void hmm_synchronize(void)
 		return;
 	lock_map_acquire(&hmm_callback_map);
 	lock_map_release(&hmm_callback_map);
+	hmm_lazy_drain();
 	synchronize_srcu_expedited(&hmm_steps);
+	/* What these left of address spaces */
+	hmm_lazy_drain();
 	flush_workqueue(hmm_mm_wq);
 }
 EXPORT_SYMBOL_GPL(hmm_synchronize);
@@ -1948,6 +2028,7 @@ int hmm_device_unregister(struct hmm_device *device)
 		return ret;
 
 	hmm_point(HMM_POINT_DEVICE_WAIT, NULL);
+	hmm_lazy_drain();
 	/* Pairs with the kref_init() in __hmm_device_register() */
 	hmm_device_put(device);
 	hmm_wait(&unused, device->name, "mirrors that go");
@@ -2105,6 +2186,9 @@ static void __exit hmm_exit(void)
 {
 	debugfs_remove_recursive(hmm_debugfs);
 	cancel_delayed_work_sync(&hmm_watch);
+	/* Its timer first; then what it would have done, which destruction waits for */
+	cancel_delayed_work_sync(&hmm_lazy_work);
+	hmm_lazy_drain();
 	hmm_destroy_queues();
 }
 

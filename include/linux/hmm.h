@@ -30,6 +30,7 @@
 #include <linux/hmm_range.h>
 #include <linux/kref.h>
 #include <linux/list.h>
+#include <linux/llist.h>
 #include <linux/lockdep.h>
 #include <linux/refcount.h>
 #include <linux/spinlock.h>
@@ -139,6 +140,7 @@ struct hmm_mirror {
 	unsigned long since;
 	struct completion released;
 	struct completion *unused;
+	struct llist_node lazy;
 	struct work_struct work;
 };
 
