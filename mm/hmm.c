@@ -84,6 +84,8 @@
  *	mm, notifier		immutable
  *	mirrors			written under lock, walked under hmm_srcu
  *	mm_pins			lock
+ *	standby			xchg() to own the making of one; cleared by who
+ *				begins with it or takes it
  *	node			hmm_bucket::lock, walked under RCU
  *
  * States of a mirror
@@ -108,13 +110,14 @@
  *	E. hmm_device_unregister()
  *
  * A to D, for one mirror: each tries to set the reason; who does owns the release.
- * A that is synchronous runs ->release() itself. B and C first own all that they
- * can and queue mirror->work for each, so that the releases of one process or
- * device run side by side; then they go from one to the next and wait, or run what
- * no worker has begun. D only queues, and so does the other A, a moment later (see
- * hmm_lazy_drain()). The losers among A, B and C that have to wait take the work from
- * the queue as well: a release never depends on a worker that cannot be had, when
- * memory is what exit is to give back.
+ * A that is synchronous runs ->release() itself. C first owns all that it can and
+ * queues mirror->work for each, so that the releases of one device run side by side;
+ * then it goes from one to the next and waits, or runs what no worker has begun. B
+ * owns and runs one after the other, always with a worker on its way that does the
+ * same (see hmm_mm_exit_standby()); then it waits like C. D only queues, and so does
+ * the other A, a moment later (see hmm_lazy_drain()). The losers among A, B and C that
+ * have to wait take the work from the queue as well: a release never depends on a
+ * worker that cannot be had, when memory is what exit is to give back.
  *
  * The mirror stays linked until ->release() has returned, so that B and C find it
  * and wait, whoever owns the release; exit_mmap() frees no page before.
@@ -247,6 +250,7 @@ struct hmm {
 	spinlock_t lock;			/* mirrors (writers), mm_pins */
 	struct list_head mirrors;
 	int mm_pins;				/* see hmm_pin() */
+	bool standby;				/* see hmm_mm_exit_standby() */
 	struct llist_node lazy;			/* see hmm_lazy_drain() */
 	struct work_struct free_work;
 	struct rcu_head rcu;
@@ -457,14 +461,16 @@ void hmm_test_quiesce(struct hmm_test_counts *counts)
 EXPORT_SYMBOL_GPL(hmm_test_quiesce);
 
 /**
- * hmm_test_set_workers() - Limit the releases of exits that workers do at once.
- * @max: How many, or 0 for as many as can be.
+ * hmm_test_set_workers() - Limit what workers do at once.
+ * @max: How many releases of exits, and how many address spaces to let go of; or 0
+ *	for as many as can be.
  *
  * Context: Process context. May sleep.
  */
 void hmm_test_set_workers(int max)
 {
 	workqueue_set_max_active(hmm_many_wq, max ?: WQ_MAX_ACTIVE);
+	workqueue_set_max_active(hmm_mm_wq, max ?: WQ_MAX_ACTIVE);
 }
 EXPORT_SYMBOL_GPL(hmm_test_set_workers);
 #else
@@ -1077,16 +1083,12 @@ static void hmm_mirror_unlink(struct hmm_mirror *mirror)
 	hmm_put(hmm);
 }
 
-/*
- * For the owner, who is a user and stays one until this returned: complete_all()
- * may touch @mirror after the waiters it woke have gone.
- */
-static void hmm_mirror_release(struct hmm_mirror *mirror)
+/* For the owner. */
+static void hmm_mirror_call_release(struct hmm_mirror *mirror)
 {
 	struct hmm_device *device = mirror->device;
 	struct hmm_callback callback;
 	ktime_t start = ktime_get();
-	int step;
 
 	hmm_point(HMM_POINT_RELEASE_OWNED, mirror);
 	hmm_callback_enter(&callback, device, "->release()");
@@ -1096,12 +1098,27 @@ static void hmm_mirror_release(struct hmm_mirror *mirror)
 	trace_hmm_release(device->name, mirror, mirror->mm,
 			  READ_ONCE(mirror->reason),
 			  ktime_to_ns(ktime_sub(ktime_get(), start)));
+}
+
+/*
+ * For the owner, who is a user and stays one until this returned: complete_all()
+ * may touch @mirror after the waiters it woke have gone.
+ */
+static void hmm_mirror_end_release(struct hmm_mirror *mirror)
+{
+	int step;
 
 	hmm_mirror_unlink(mirror);
 	complete_all(&mirror->released);
 	step = atomic_xchg(&mirror->due, HMM_RELEASED);
 	if (step >= 0)
 		hmm_step_end(step);
+}
+
+static void hmm_mirror_release(struct hmm_mirror *mirror)
+{
+	hmm_mirror_call_release(mirror);
+	hmm_mirror_end_release(mirror);
 }
 
 /* For the owner, who is a user; the work becomes one, and owner in its stead. */
@@ -1126,6 +1143,94 @@ static bool hmm_mirror_steal(struct hmm_mirror *mirror)
 }
 
 /*
+ * The releases of an exit
+ *
+ * They are to run side by side, as any of them may sleep; but most do not, and then a
+ * worker for each costs more than all of them. So there is only one on its way at a
+ * time, the standby, with a release of its own. Before who runs a release calls the
+ * driver, it sees to it that there is a standby; and it goes on to the next release
+ * that nobody owns. When the standby begins it does the same. Thus if a release sleeps
+ * there is somebody for the next one, and if none does, one thread runs them all.
+ */
+
+/* Own a release that nobody owns yet. The caller becomes a user. */
+static struct hmm_mirror *hmm_mm_exit_next(struct hmm *hmm)
+{
+	struct hmm_mirror *mirror, *next = NULL;
+	int idx;
+
+	idx = hmm_walk_begin();
+	list_for_each_entry_srcu(mirror, &hmm->mirrors, node,
+				 srcu_read_lock_held(&hmm_srcu)) {
+		hmm_point(HMM_POINT_EXIT_WALK, mirror);
+		if (READ_ONCE(mirror->reason) != HMM_RELEASE_NONE ||
+		    !hmm_mirror_use(mirror))
+			continue;
+		hmm_point(HMM_POINT_EXIT_FOUND, mirror);
+		if (hmm_mirror_own(mirror, HMM_RELEASE_MM_EXIT)) {
+			next = mirror;
+			break;
+		}
+		hmm_mirror_unuse(mirror);
+	}
+	hmm_walk_end(idx);
+
+	return next;
+}
+
+/* For who has a mirror that is linked, or is in the exit itself: @hmm stays. */
+static void hmm_mm_exit_standby(struct hmm *hmm)
+{
+	struct hmm_mirror *mirror;
+
+	/* Looked at first, as it is there nearly always */
+	if (READ_ONCE(hmm->standby) || xchg(&hmm->standby, true))
+		return;
+
+	mirror = hmm_mm_exit_next(hmm);
+	if (mirror) {
+		hmm_mirror_queue_release(mirror, hmm_many_wq);
+		hmm_mirror_unuse(mirror);
+	} else {
+		WRITE_ONCE(hmm->standby, false);
+	}
+}
+
+/*
+ * @mirror, and what nobody owns after it. For its owner, who is a user until then. As
+ * long as the owner has a mirror that is linked, @hmm stays.
+ */
+static void hmm_mm_exit_run(struct hmm *hmm, struct hmm_mirror *mirror)
+{
+	struct hmm_mirror *next;
+
+	do {
+		hmm_mm_exit_standby(hmm);
+		hmm_mirror_call_release(mirror);
+		next = hmm_mm_exit_next(hmm);
+		hmm_mirror_end_release(mirror);
+		hmm_point(HMM_POINT_EXIT_DONE, mirror);
+		/* Pairs with hmm_mm_exit_next(), or hmm_mirror_queue_release() */
+		hmm_mirror_unuse(mirror);
+		hmm_point(HMM_POINT_EXIT_DROPPED, NULL);
+		mirror = next;
+	} while (mirror);
+}
+
+/*
+ * For the owner of a release that was the standby's: it has begun, or this was taken
+ * from it. The next one is needed.
+ */
+static struct hmm *hmm_mm_exit_standby_gone(struct hmm_mirror *mirror)
+{
+	struct hmm *hmm = rcu_dereference_protected(mirror->hmm, true);
+
+	WRITE_ONCE(hmm->standby, false);
+	hmm_mm_exit_standby(hmm);
+	return hmm;
+}
+
+/*
  * Returns when ->release() has, whoever owns the release. If that is the work and
  * no worker has begun with it, runs it here. The caller is a user.
  */
@@ -1140,6 +1245,8 @@ static void hmm_mirror_settle(struct hmm_mirror *mirror)
 		if (READ_ONCE(mirror->async))
 			hmm_lazy_drain();
 		if (hmm_mirror_steal(mirror)) {
+			if (mirror->reason == HMM_RELEASE_MM_EXIT)
+				hmm_mm_exit_standby_gone(mirror);
 			hmm_mirror_release(mirror);
 			/* Pairs with hmm_mirror_queue_release() */
 			hmm_mirror_unuse(mirror);
@@ -1161,6 +1268,10 @@ static void hmm_mirror_release_work(struct work_struct *work)
 {
 	struct hmm_mirror *mirror = container_of(work, struct hmm_mirror, work);
 
+	if (mirror->reason == HMM_RELEASE_MM_EXIT) {
+		hmm_mm_exit_run(hmm_mm_exit_standby_gone(mirror), mirror);
+		return;
+	}
 	hmm_mirror_release(mirror);
 	/* Pairs with hmm_mirror_queue_release() */
 	hmm_mirror_unuse(mirror);
@@ -1190,52 +1301,18 @@ static struct hmm_mirror *hmm_first_mirror(struct hmm *hmm)
 }
 
 /*
- * Own all releases that nobody owns yet, and have them run side by side. The first
- * is returned, for the caller to run, who is its user.
- */
-static struct hmm_mirror *hmm_mm_exit_begin(struct hmm *hmm)
-{
-	struct hmm_mirror *mirror, *first = NULL;
-	int idx;
-
-	idx = hmm_walk_begin();
-	list_for_each_entry_srcu(mirror, &hmm->mirrors, node,
-				 srcu_read_lock_held(&hmm_srcu)) {
-		hmm_point(HMM_POINT_EXIT_WALK, mirror);
-		if (!hmm_mirror_use(mirror))
-			continue;
-		hmm_point(HMM_POINT_EXIT_FOUND, mirror);
-		if (hmm_mirror_own(mirror, HMM_RELEASE_MM_EXIT)) {
-			if (!first) {
-				first = mirror;
-				continue;
-			}
-			hmm_mirror_queue_release(mirror, hmm_many_wq);
-		}
-		hmm_mirror_unuse(mirror);
-	}
-	hmm_walk_end(idx);
-
-	return first;
-}
-
-/*
  * Removal path B. mm_users is zero: no mirror is added any more, see
- * hmm_mirror_register(). Each turn of the loop sees one unlinked. The notifier, and
- * with it @hmm, stays until this returned: mmu_interval_notifier_remove() in
- * hmm_free_work() waits for that.
+ * hmm_mirror_register(). The notifier, and with it @hmm, stays until this returned:
+ * mmu_interval_notifier_remove() in hmm_free_work() waits for that. Each turn of the
+ * second loop sees a mirror unlinked.
  */
 static void hmm_mm_exit(struct hmm *hmm)
 {
 	struct hmm_mirror *mirror;
 
-	mirror = hmm_mm_exit_begin(hmm);
-	if (mirror) {
-		hmm_mirror_release(mirror);
-		hmm_point(HMM_POINT_EXIT_DONE, mirror);
-		hmm_mirror_unuse(mirror);
-		hmm_point(HMM_POINT_EXIT_DROPPED, NULL);
-	}
+	mirror = hmm_mm_exit_next(hmm);
+	if (mirror)
+		hmm_mm_exit_run(hmm, mirror);
 
 	while ((mirror = hmm_first_mirror(hmm))) {
 		hmm_mirror_settle(mirror);

@@ -2071,6 +2071,119 @@ static void hmm_releases_of_exit_and_unplug_overlap(struct kunit *test)
 	}
 }
 
+/* G17. Each of several waits for the next one, and the last for the first. */
+static void hmm_releases_of_one_exit_all_overlap(struct kunit *test)
+{
+	struct gpu_context *ring[5];
+	struct scene s = {};
+	int i;
+
+	scene_set(test, &s);
+	ring[0] = s.context;
+	for (i = 1; i < ARRAY_SIZE(ring); i++)
+		ring[i] = context_register(test, s.gpu, s.mm);
+	for (i = 0; i < ARRAY_SIZE(ring); i++) {
+		ring[i]->other = ring[(i + 1) % ARRAY_SIZE(ring)];
+		ring[i]->in_release = meet_in_release;
+	}
+	scene_run(&s, PATH_EXIT);
+	for (i = 0; i < ARRAY_SIZE(ring); i++)
+		KUNIT_EXPECT_NE(test, ring[i]->ret, 0);
+
+	for (i = 1; i < ARRAY_SIZE(ring); i++) {
+		hmm_mirror_unregister(&ring[i]->mirror);
+		context_end(test, ring[i], HMM_RELEASE_MM_EXIT, 1);
+	}
+	scene_end(test, &s, PATH_EXIT, PATH_EXIT);
+}
+
+/*
+ * G17. The only worker is inside another exit. So the second release of this one stays
+ * in its queue, until an unregister takes it. The third must then have a worker to come:
+ * the first waits for it.
+ */
+static void hmm_releases_overlap_when_a_queued_one_is_taken(struct kunit *test)
+{
+	struct scene blocked = {}, s = {};
+	struct gpu_context *held, *taken, *third;
+	struct job exit, other_exit;
+
+	scene_set(test, &blocked);
+	held = context_register(test, blocked.gpu, blocked.mm);
+	blocked.context->in_release = wait_in_release;
+	held->in_release = wait_in_release;
+	scene_set(test, &s);
+	taken = context_register(test, s.gpu, s.mm);
+	third = context_register(test, s.gpu, s.mm);
+	s.context->other = third;
+	third->other = s.context;
+	s.context->in_release = meet_in_release;
+	third->in_release = meet_in_release;
+	hmm_test_set_workers(1);
+	scene_start(&blocked, &other_exit, PATH_EXIT);
+	KUNIT_EXPECT_TRUE(test, context_entered(blocked.context));
+	KUNIT_EXPECT_TRUE(test, context_entered(held));
+	scene_start(&s, &exit, PATH_EXIT);
+	KUNIT_EXPECT_TRUE(test, context_entered(s.context));
+
+	hmm_mirror_unregister(&taken->mirror);
+	hmm_test_set_workers(0);
+	KUNIT_EXPECT_TRUE(test, job_end(&exit));
+	KUNIT_EXPECT_NE(test, s.context->ret, 0);
+	KUNIT_EXPECT_NE(test, third->ret, 0);
+	complete_all(&blocked.context->came);
+	complete_all(&held->came);
+	KUNIT_EXPECT_TRUE(test, job_end(&other_exit));
+
+	context_end(test, taken, HMM_RELEASE_MM_EXIT, 1);
+	hmm_mirror_unregister(&third->mirror);
+	context_end(test, third, HMM_RELEASE_MM_EXIT, 1);
+	hmm_mirror_unregister(&held->mirror);
+	context_end(test, held, HMM_RELEASE_MM_EXIT, 1);
+	scene_end(test, &s, PATH_EXIT, PATH_EXIT);
+	scene_end(test, &blocked, PATH_EXIT, PATH_EXIT);
+}
+
+/*
+ * G11. What an asynchronous unregister leaves for later needs a worker, and the only
+ * one cannot let go of an mm that is being invalidated. Exit does not wait for it.
+ */
+static void hmm_exit_without_workers_releases_what_was_left(struct kunit *test)
+{
+	struct scene busy = {}, s = {};
+	struct mmu_interval_notifier notifier;
+	struct job unmap, synchronize, exit;
+
+	scene_set(test, &busy);
+	scene_set(test, &s);
+	mm_map_page(test, busy.mm);
+	KUNIT_ASSERT_EQ(test, mmu_interval_notifier_insert(&notifier, busy.mm,
+							   SOME_ADDRESS,
+							   PAGE_SIZE,
+							   &kunit_notifier_ops),
+			0);
+	gate_close(GATE_IN_INVALIDATE);
+	job_start(&unmap, job_munmap, busy.mm);
+	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_INVALIDATE));
+	hmm_test_set_workers(1);
+	hmm_mirror_unregister(&busy.context->mirror);
+	job_start(&synchronize, job_synchronize, NULL);
+	KUNIT_EXPECT_TRUE(test, job_waits(&synchronize));
+
+	hmm_mirror_unregister_async(&s.context->mirror);
+	scene_start(&s, &exit, PATH_EXIT);
+	KUNIT_EXPECT_TRUE(test, job_end(&exit));
+	KUNIT_EXPECT_EQ(test, atomic_read(&s.context->nr_release), 1);
+
+	gate_open(GATE_IN_INVALIDATE);
+	KUNIT_EXPECT_TRUE(test, job_end(&unmap));
+	hmm_test_set_workers(0);
+	KUNIT_EXPECT_TRUE(test, job_end(&synchronize));
+	mmu_interval_notifier_remove(&notifier);
+	scene_end(test, &s, PATH_ASYNC, PATH_EXIT);
+	scene_end(test, &busy, PATH_UNREGISTER, PATH_UNREGISTER);
+}
+
 /* G9, D24. Two processes exit, and the device of each waits for the other's. */
 static void hmm_releases_of_two_processes_overlap(struct kunit *test)
 {
@@ -2458,6 +2571,9 @@ static struct kunit_case hmm_kunit_cases[] = {
 	KUNIT_CASE(hmm_unplug_releases_all_and_refuses_new),
 	KUNIT_CASE(hmm_device_unregister_waits_for_unplug),
 	KUNIT_CASE(hmm_releases_of_exit_and_unplug_overlap),
+	KUNIT_CASE(hmm_releases_of_one_exit_all_overlap),
+	KUNIT_CASE(hmm_releases_overlap_when_a_queued_one_is_taken),
+	KUNIT_CASE(hmm_exit_without_workers_releases_what_was_left),
 	KUNIT_CASE(hmm_releases_of_two_processes_overlap),
 	KUNIT_CASE(hmm_find_gives_live_mirrors_only),
 	KUNIT_CASE(hmm_lookups_beside_the_end_of_an_mm),
