@@ -1968,10 +1968,16 @@ static unsigned int hmm_device_unplug_begin(struct hmm_device *device)
 	spin_lock_irqsave(&device->lock, flags);
 	if (device->state == HMM_DEVICE_REGISTERED)
 		WRITE_ONCE(device->state, HMM_DEVICE_UNPLUGGED);
-	/* Who is on this list has a user, at least the owner of its release */
+	/*
+	 * Who is on this list has a user, at least the owner of its release. So
+	 * does who is about to own it: an hmm_mirror_unregister_async() that finds
+	 * it owned drops the registration's, which may be the only one.
+	 */
 	list_for_each_entry(mirror, &device->mirrors, device_node) {
+		refcount_inc(&mirror->users);
 		if (hmm_mirror_own(mirror, HMM_RELEASE_DEVICE_GONE))
 			hmm_mirror_queue_release(mirror, hmm_many_wq);
+		hmm_mirror_unuse(mirror);
 		nr++;
 	}
 	spin_unlock_irqrestore(&device->lock, flags);
