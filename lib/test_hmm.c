@@ -92,6 +92,8 @@ static_assert((int)TEST_HMM_AT_DEVICE_PUT == HMM_POINT_DEVICE_PUT);
 static_assert((int)TEST_HMM_AT_DEVICE_DROPPED == HMM_POINT_DEVICE_DROPPED);
 static_assert((int)TEST_HMM_AT_FIND_WALK == HMM_POINT_FIND_WALK);
 static_assert((int)TEST_HMM_AT_PIN_WALK == HMM_POINT_PIN_WALK);
+static_assert((int)TEST_HMM_AT_ASYNC_OWN == HMM_POINT_ASYNC_OWN);
+static_assert((int)TEST_HMM_AT_UNPLUG_OWNED == HMM_POINT_UNPLUG_OWNED);
 static_assert((int)TEST_HMM_IN_RELEASE == HMM_NR_POINTS);
 static_assert((int)TEST_HMM_REASON_MM_EXIT == HMM_RELEASE_MM_EXIT);
 static_assert((int)TEST_HMM_REASON_UNREGISTER == HMM_RELEASE_UNREGISTER);
@@ -276,8 +278,8 @@ static int test_hold_arm(struct test_context *context, u32 point)
 {
 	int ret;
 
-	if (point >= TEST_HMM_NR_POINTS || point == TEST_HMM_AT_FIND_WALK ||
-	    point == TEST_HMM_AT_PIN_WALK)
+	if (point >= TEST_HMM_NR_POINTS ||
+	    (point >= TEST_HMM_AT_FIND_WALK && point <= TEST_HMM_AT_UNPLUG_OWNED))
 		return -EINVAL;
 	ret = test_become_holder(context);
 	if (ret)

@@ -92,8 +92,10 @@ enum test_hmm_point {
 	TEST_HMM_AT_DEVICE_WAIT,
 	TEST_HMM_AT_DEVICE_PUT,
 	TEST_HMM_AT_DEVICE_DROPPED,
-	TEST_HMM_AT_FIND_WALK,	/* the last two: no thread can be held there */
+	TEST_HMM_AT_FIND_WALK,	/* from here on no thread can be held */
 	TEST_HMM_AT_PIN_WALK,
+	TEST_HMM_AT_ASYNC_OWN,
+	TEST_HMM_AT_UNPLUG_OWNED,	/* up to here */
 	TEST_HMM_IN_RELEASE,	/* the device is stopped, ->release() goes on */
 	TEST_HMM_NR_POINTS
 };

@@ -1713,6 +1713,7 @@ void hmm_mirror_unregister_async(struct hmm_mirror *mirror)
 	mirror->step = hmm_step_begin();
 	/* Ordered for those who wait by the cmpxchg() in hmm_mirror_own() */
 	WRITE_ONCE(mirror->async, true);
+	hmm_point(HMM_POINT_ASYNC_OWN, mirror);
 	if (hmm_mirror_own(mirror, HMM_RELEASE_UNREGISTER)) {
 		/* For hmm_mirror_release_work(), see hmm_mirror_queue_release() */
 		refcount_inc(&mirror->users);
@@ -1975,8 +1976,10 @@ static unsigned int hmm_device_unplug_begin(struct hmm_device *device)
 	 */
 	list_for_each_entry(mirror, &device->mirrors, device_node) {
 		refcount_inc(&mirror->users);
-		if (hmm_mirror_own(mirror, HMM_RELEASE_DEVICE_GONE))
+		if (hmm_mirror_own(mirror, HMM_RELEASE_DEVICE_GONE)) {
+			hmm_point(HMM_POINT_UNPLUG_OWNED, mirror);
 			hmm_mirror_queue_release(mirror, hmm_many_wq);
+		}
 		hmm_mirror_unuse(mirror);
 		nr++;
 	}

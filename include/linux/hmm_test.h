@@ -45,6 +45,10 @@ struct hmm_mirror;
  * @HMM_POINT_FIND_WALK: hmm_mirror_find() looks at the struct hmm of an mm, without
  *	a reference. Under RCU: the hook must not sleep.
  * @HMM_POINT_PIN_WALK: hmm_mirror_mm_get() does. The hook must not sleep.
+ * @HMM_POINT_ASYNC_OWN: hmm_mirror_unregister_async() tries to own the release next.
+ *	The hook may sleep only if the caller of that may.
+ * @HMM_POINT_UNPLUG_OWNED: hmm_device_unplug() owns a release, and has not queued it.
+ *	Under a spinlock: the hook must not sleep.
  * @HMM_NR_POINTS: How many there are.
  */
 enum hmm_test_point {
@@ -65,6 +69,8 @@ enum hmm_test_point {
 	HMM_POINT_DEVICE_DROPPED,
 	HMM_POINT_FIND_WALK,
 	HMM_POINT_PIN_WALK,
+	HMM_POINT_ASYNC_OWN,
+	HMM_POINT_UNPLUG_OWNED,
 	HMM_NR_POINTS
 };
 

@@ -22,6 +22,7 @@
 #include <linux/irq_work.h>
 #include <linux/jiffies.h>
 #include <linux/kthread.h>
+#include <linux/ktime.h>
 #include <linux/mm.h>
 #include <linux/mman.h>
 #include <linux/mmu_notifier.h>
@@ -115,6 +116,20 @@ static bool gate_reached(unsigned int at)
 					   msecs_to_jiffies(LIMIT_MS));
 }
 
+/*
+ * The same without sleeping, for a gate that spins with interrupts off: its CPU may be
+ * the one that would have to run who is woken.
+ */
+static bool gate_reached_awake(unsigned int at)
+{
+	ktime_t limit = ktime_add_ms(ktime_get(), LIMIT_MS);
+
+	while (!completion_done(&gates[at].reached) &&
+	       ktime_before(ktime_get(), limit))
+		cond_resched();
+	return completion_done(&gates[at].reached);
+}
+
 /* Since it was closed */
 static int gate_arrivals(unsigned int at)
 {
@@ -122,12 +137,13 @@ static int gate_arrivals(unsigned int at)
 }
 
 /*
- * In a read section of RCU nobody may sleep. Not for long, for without preemption
+ * In a read section of RCU or under a spinlock nobody may sleep. Not for long, for
  * what the test waits for may need this CPU; if so the test sees less.
  */
 static bool gate_spins(unsigned int at)
 {
-	return at == HMM_POINT_FIND_WALK || at == HMM_POINT_PIN_WALK;
+	return at == HMM_POINT_FIND_WALK || at == HMM_POINT_PIN_WALK ||
+	       at == HMM_POINT_UNPLUG_OWNED;
 }
 
 static void gate_pass(unsigned int at)
@@ -137,10 +153,11 @@ static void gate_pass(unsigned int at)
 		return;
 	complete(&gates[at].reached);
 	if (gate_spins(at)) {
-		unsigned long limit = jiffies + msecs_to_jiffies(SPIN_MS);
+		/* Not jiffies: this CPU may be the one that counts them */
+		ktime_t limit = ktime_add_ms(ktime_get(), SPIN_MS);
 
 		while (!completion_done(&gates[at].open) &&
-		       time_before(jiffies, limit))
+		       ktime_before(ktime_get(), limit))
 			cpu_relax();
 	} else {
 		wait_for_completion(&gates[at].open);
@@ -2039,6 +2056,37 @@ static void hmm_device_unregister_waits_for_unplug(struct kunit *test)
 	mmput(s.mm);
 }
 
+static void job_unregister_async(void *context)
+{
+	hmm_mirror_unregister_async(&((struct gpu_context *)context)->mirror);
+}
+
+/*
+ * Unplug owns a release, and an asynchronous unregister that finds it owned drops the
+ * user of the registration: it may not be the last one.
+ */
+static void hmm_async_unregister_while_unplug_owns(struct kunit *test)
+{
+	struct scene s = {};
+	struct job async, unplug;
+
+	if (num_online_cpus() < 2)
+		kunit_skip(test, "one CPU spins, another goes on: there is one");
+
+	scene_set(test, &s);
+	gate_close(HMM_POINT_ASYNC_OWN);
+	job_start(&async, job_unregister_async, s.context);
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_ASYNC_OWN));
+	gate_close(HMM_POINT_UNPLUG_OWNED);
+	scene_start(&s, &unplug, PATH_UNPLUG);
+	KUNIT_EXPECT_TRUE(test, gate_reached_awake(HMM_POINT_UNPLUG_OWNED));
+	gate_open(HMM_POINT_ASYNC_OWN);
+	KUNIT_EXPECT_TRUE(test, job_end(&async));
+	gate_open(HMM_POINT_UNPLUG_OWNED);
+	KUNIT_EXPECT_TRUE(test, job_end(&unplug));
+	scene_end(test, &s, PATH_UNPLUG, PATH_ASYNC);
+}
+
 static void meet_in_release(struct gpu_context *context)
 {
 	complete_all(&context->came);
@@ -2570,6 +2618,7 @@ static struct kunit_case hmm_kunit_cases[] = {
 	KUNIT_CASE(hmm_last_pin_in_a_worker_that_release_waits_for),
 	KUNIT_CASE(hmm_unplug_releases_all_and_refuses_new),
 	KUNIT_CASE(hmm_device_unregister_waits_for_unplug),
+	KUNIT_CASE(hmm_async_unregister_while_unplug_owns),
 	KUNIT_CASE(hmm_releases_of_exit_and_unplug_overlap),
 	KUNIT_CASE(hmm_releases_of_one_exit_all_overlap),
 	KUNIT_CASE(hmm_releases_overlap_when_a_queued_one_is_taken),
