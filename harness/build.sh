@@ -23,7 +23,7 @@ debug | lint) fragments=(guest debug preempt tests hmm selftest) ;;
 rt) fragments=(guest debug tests hmm rt) unbuilt='^lib/test_hmm_range.c$' ;;
 kcsan) fragments=(guest kcsan preempt tests hmm) ;;
 pristine) fragments=(guest debug preempt pristine) programs=(tests) ;;
-lean) fragments=(guest lean lean-hmm) unbuilt='^lib/test_hmm.c$|_kunit.c$' programs=(unused) ;;
+lean) fragments=(guest lean lean-hmm) unbuilt='^lib/test_hmm.c$|_(kunit|torture).c$' programs=(unused) ;;
 lean-pristine) fragments=(guest lean lean-pristine) programs=(unused) ;;
 *) die "build: $flavour: no such flavour; use debug, kcsan, rt, pristine, lean, lean-pristine or lint" ;;
 esac
