@@ -3,8 +3,8 @@
 # The commands of this project; each is a verb of harness/hmm, which also works
 # without make. "make help" lists them with the variables that they take.
 
-COMMANDS := run test kunit lint bench bench-quick shell harness-test range-check clean help
-VARIABLES := BASE KDIR ARGS KCSAN RT RUNS JOBS HMM_CACHE
+COMMANDS := run test kunit torture lint bench bench-quick shell harness-test range-check clean help
+VARIABLES := BASE KDIR ARGS KCSAN RT RUNS MINUTES SEED JOBS HMM_CACHE
 
 export $(VARIABLES)
 MAKEFLAGS += --no-print-directory --no-builtin-rules

@@ -17,7 +17,7 @@ set -euo pipefail
 flavour=$1
 log=$OUT/$flavour/build.log
 unbuilt='^$'		# what this flavour does not build of our files
-programs=(demo tests)	# see programs.mk
+programs=(demo torture tests)	# see programs.mk
 case $flavour in
 debug | lint) fragments=(guest debug preempt tests hmm selftest) ;;
 rt) fragments=(guest debug tests hmm rt) unbuilt='^lib/test_hmm_range.c$' ;;

@@ -16,10 +16,12 @@ ARGS=${ARGS:-}
 KCSAN=${KCSAN:-}
 RT=${RT:-}
 RUNS=${RUNS:-1}
+MINUTES=${MINUTES:-}
+SEED=${SEED:-}
 JOBS=${JOBS:-$(nproc)}
 [[ -z $KDIR ]] || BASE=kdir
 OUT=$ROOT/out/$BASE
-export HMM_CACHE BASE KDIR ARGS KCSAN RT RUNS JOBS
+export HMM_CACHE BASE KDIR ARGS KCSAN RT RUNS MINUTES SEED JOBS
 
 # Nothing of the caller's environment may steer the kernel's own makefiles, and
 # no tool may leave its droppings in a source tree.
@@ -196,7 +198,7 @@ ours_failed() {
 	while read -r file; do
 		file=$(land "$file" "$1")
 		! grep -qE "${file//./\\.}:([0-9]|\()|modpost: .*\[${file%.c}\.ko\]" "$2" || return 0
-	done < <(data files; echo demo.c)
+	done < <(data files; printf "%s\n" demo.c torture.c)
 	return 1
 }
 

@@ -35,7 +35,7 @@ function race_end(i,    j, side) {
 	for (j = i + 1; j <= n && j < i + 120 && line[j] !~ /^=====/; j++) {
 		if (line[j] ~ / by (task|interrupt)/ || line[j] ~ /^race at unknown origin/)
 			side = j
-		else if (side && j <= side + 2 && line[j] ~ /\[(hmm|test_hmm|hmm_kunit)\]/)
+		else if (side && j <= side + 2 && line[j] ~ /\[(hmm|test_hmm|hmm_kunit|hmm_torture)\]/)
 			ours = 1
 	}
 	return j

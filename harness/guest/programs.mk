@@ -28,7 +28,7 @@ $(BIN)/obj/%.o: $(SELFTESTS)/%.c | $(BIN)/obj
 	gcc $(CFLAGS) -c -o $@ $<
 
 $(PROGRAMS:%=$(BIN)/%): $(BIN)/%: $(HERE)/%.c | $(BIN)/obj
-	gcc $(CFLAGS) -Werror -MF $(BIN)/obj/$*.d -static -o $@ $<
+	gcc $(CFLAGS) -Werror -MF $(BIN)/obj/$*.d -static -o $@ $< -lpthread
 
 $(BIN)/obj:
 	mkdir -p $@

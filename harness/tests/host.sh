@@ -53,6 +53,8 @@ test_full_disk() {
 
 test_bad_setting() {
 	fails '^hmm: RUNS=many: not a number from 1' "$HARNESS/hmm" test RUNS=many
+	fails '^hmm: MINUTES=half: not a number from 1' "$HARNESS/hmm" torture MINUTES=half
+	fails '^hmm: SEED=0: not a number from 1' "$HARNESS/hmm" torture SEED=0
 	fails '^hmm: KCSAN=1 RT=1: one of them may be 1' "$HARNESS/hmm" test KCSAN=1 RT=1
 	fails '^hmm: KCSAN=yes RT=: one of them' "$HARNESS/hmm" test KCSAN=yes
 }
