@@ -21,6 +21,10 @@ test_unknown_base() {
 	fails '^hmm: BASE=2.4: no such base; use 6.12' env BASE=2.4 "$HARNESS/build.sh" debug
 }
 
+test_unknown_part_of_the_model() {
+	fails '^hmm: model: ARGS=walls: no such part; there are scenes' env ARGS=walls "$HARNESS/model.sh"
+}
+
 test_kdir_is_no_tree() {
 	fails "^hmm: KDIR=$work: no kernel source tree" env KDIR="$work" "$HARNESS/build.sh" debug
 }
