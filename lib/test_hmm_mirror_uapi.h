@@ -93,6 +93,7 @@ enum test_hmm_point {
 	TEST_HMM_AT_DEVICE_PUT,
 	TEST_HMM_AT_DEVICE_DROPPED,
 	TEST_HMM_AT_FIND_WALK,	/* from here on no thread can be held */
+	TEST_HMM_AT_FIND_FOUND,
 	TEST_HMM_AT_PIN_WALK,
 	TEST_HMM_AT_ASYNC_OWN,
 	TEST_HMM_AT_UNPLUG_OWNED,	/* up to here */

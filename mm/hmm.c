@@ -462,17 +462,45 @@ EXPORT_SYMBOL_GPL(hmm_test_quiesce);
 
 /**
  * hmm_test_set_workers() - Limit what workers do at once.
- * @max: How many releases of exits, and how many address spaces to let go of; or 0
- *	for as many as can be.
+ * @max: How many releases of exits and unplugs, how many others, and how many address
+ *	spaces to let go of; or 0 for as many as can be.
  *
  * Context: Process context. May sleep.
  */
 void hmm_test_set_workers(int max)
 {
 	workqueue_set_max_active(hmm_many_wq, max ?: WQ_MAX_ACTIVE);
+	workqueue_set_max_active(hmm_release_wq, max ?: WQ_MAX_ACTIVE);
 	workqueue_set_max_active(hmm_mm_wq, max ?: WQ_MAX_ACTIVE);
 }
 EXPORT_SYMBOL_GPL(hmm_test_set_workers);
+
+/**
+ * hmm_test_lock() - A lock of HMM, for a test to take.
+ * @which: Which one.
+ * @of: Whose: a linked mirror, an mm, or a task, as @which says.
+ *
+ * A test that holds it sees whether the others wait for it.
+ *
+ * Context: Any context.
+ * Return: The lock.
+ */
+spinlock_t *hmm_test_lock(enum hmm_test_lock which, void *of)
+{
+	struct hmm_mirror *mirror = of;
+
+	switch (which) {
+	case HMM_TEST_LOCK_OF_MIRRORS:
+		return &rcu_dereference_protected(mirror->hmm, true)->lock;
+	case HMM_TEST_LOCK_OF_TABLE:
+		return &hmm_table[hash_ptr(of, HMM_TABLE_BITS)].lock;
+	case HMM_TEST_LOCK_OF_CALLBACKS:
+		return &hmm_tasks[hash_ptr(of, HMM_TASKS_BITS)].lock;
+	default:
+		return &hmm_devices_lock;
+	}
+}
+EXPORT_SYMBOL_GPL(hmm_test_lock);
 #else
 static inline void hmm_point(enum hmm_test_point point,
 			     struct hmm_mirror *mirror)
@@ -1835,8 +1863,10 @@ struct hmm_mirror *hmm_mirror_find(struct hmm_device *device,
 		list_for_each_entry_srcu(mirror, &hmm->mirrors, node,
 					 srcu_read_lock_held(&hmm_srcu)) {
 			if (READ_ONCE(mirror->device) != device ||
-			    READ_ONCE(mirror->reason) != HMM_RELEASE_NONE ||
-			    !kref_get_unless_zero(&mirror->kref))
+			    READ_ONCE(mirror->reason) != HMM_RELEASE_NONE)
+				continue;
+			hmm_point(HMM_POINT_FIND_FOUND, mirror);
+			if (!kref_get_unless_zero(&mirror->kref))
 				continue;
 			found = mirror;
 			goto out;

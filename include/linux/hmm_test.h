@@ -11,6 +11,7 @@
 #ifndef _LINUX_HMM_TEST_H
 #define _LINUX_HMM_TEST_H
 
+#include <linux/spinlock.h>
 #include <linux/types.h>
 
 struct hmm_mirror;
@@ -44,7 +45,10 @@ struct hmm_mirror;
  * @HMM_POINT_DEVICE_DROPPED: It is dropped; the device may be freed.
  * @HMM_POINT_FIND_WALK: hmm_mirror_find() looks at the struct hmm of an mm, without
  *	a reference. Under RCU: the hook must not sleep.
- * @HMM_POINT_PIN_WALK: hmm_mirror_mm_get() does. The hook must not sleep.
+ * @HMM_POINT_FIND_FOUND: hmm_mirror_find() has seen a live mirror, and takes a
+ *	reference next. The hook must not sleep.
+ * @HMM_POINT_PIN_WALK: hmm_mirror_mm_get() looks at the struct hmm of an mm. The
+ *	hook must not sleep.
  * @HMM_POINT_ASYNC_OWN: hmm_mirror_unregister_async() tries to own the release next.
  *	The hook may sleep only if the caller of that may.
  * @HMM_POINT_UNPLUG_OWNED: hmm_device_unplug() owns a release, and has not queued it.
@@ -68,6 +72,7 @@ enum hmm_test_point {
 	HMM_POINT_DEVICE_PUT,
 	HMM_POINT_DEVICE_DROPPED,
 	HMM_POINT_FIND_WALK,
+	HMM_POINT_FIND_FOUND,
 	HMM_POINT_PIN_WALK,
 	HMM_POINT_ASYNC_OWN,
 	HMM_POINT_UNPLUG_OWNED,
@@ -86,6 +91,20 @@ struct hmm_test_counts {
 	long hmms;
 };
 
+/**
+ * enum hmm_test_lock - A lock that a test can take
+ * @HMM_TEST_LOCK_OF_DEVICES: The list of all devices.
+ * @HMM_TEST_LOCK_OF_MIRRORS: Mirrors and pins of the mm of a linked mirror.
+ * @HMM_TEST_LOCK_OF_TABLE: What HMM keeps about an mm, and those that share its place.
+ * @HMM_TEST_LOCK_OF_CALLBACKS: The callbacks of a task, and of those that do.
+ */
+enum hmm_test_lock {
+	HMM_TEST_LOCK_OF_DEVICES,
+	HMM_TEST_LOCK_OF_MIRRORS,
+	HMM_TEST_LOCK_OF_TABLE,
+	HMM_TEST_LOCK_OF_CALLBACKS,
+};
+
 typedef void (*hmm_test_hook)(enum hmm_test_point point,
 			      struct hmm_mirror *mirror);
 
@@ -93,5 +112,6 @@ int hmm_test_set_hook(hmm_test_hook hook);
 void hmm_test_clear_hook(void);
 void hmm_test_quiesce(struct hmm_test_counts *counts);
 void hmm_test_set_workers(int max);
+spinlock_t *hmm_test_lock(enum hmm_test_lock which, void *of);
 
 #endif /* _LINUX_HMM_TEST_H */

@@ -17,6 +17,7 @@
 #include <linux/atomic.h>
 #include <linux/completion.h>
 #include <linux/cpumask.h>
+#include <linux/delay.h>
 #include <linux/hmm.h>
 #include <linux/hmm_test.h>
 #include <linux/irq_work.h>
@@ -30,6 +31,7 @@
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
+#include <linux/spinlock.h>
 #include <linux/workqueue.h>
 
 /* Before a test is taken to hang */
@@ -39,11 +41,13 @@
 
 #define NR_RACES	300
 
-/* Gates inside the callbacks, beside those at the test points */
+/* Gates inside the callbacks and around jobs, beside those at the test points */
 enum {
 	GATE_IN_RELEASE = HMM_NR_POINTS,
 	GATE_IN_FREE,
 	GATE_IN_INVALIDATE,
+	GATE_BEFORE_JOB,
+	GATE_AFTER_JOB,
 	NR_GATES
 };
 
@@ -91,6 +95,7 @@ struct job {
 	void (*fn)(void *arg);
 	void *arg;
 	struct scene scene;
+	struct task_struct *task;	/* who runs it, from GATE_BEFORE_JOB on */
 	struct completion done;
 };
 
@@ -142,8 +147,8 @@ static int gate_arrivals(unsigned int at)
  */
 static bool gate_spins(unsigned int at)
 {
-	return at == HMM_POINT_FIND_WALK || at == HMM_POINT_PIN_WALK ||
-	       at == HMM_POINT_UNPLUG_OWNED;
+	return at == HMM_POINT_FIND_WALK || at == HMM_POINT_FIND_FOUND ||
+	       at == HMM_POINT_PIN_WALK || at == HMM_POINT_UNPLUG_OWNED;
 }
 
 static void gate_pass(unsigned int at)
@@ -183,7 +188,10 @@ static void job_work(struct work_struct *work)
 {
 	struct job *job = container_of(work, struct job, work);
 
+	job->task = current;
+	gate_pass(GATE_BEFORE_JOB);
 	job->fn(job->arg);
+	gate_pass(GATE_AFTER_JOB);
 	complete_all(&job->done);
 }
 
@@ -427,13 +435,19 @@ static void hmm_mirror_register_without_device_fails(struct kunit *test)
 	struct gpu *gpu = kzalloc(sizeof(*gpu), GFP_KERNEL);
 	struct mm_struct *mm = mm_new(test);
 	struct hmm_mirror mirror = {};
+	unsigned int state;
 
 	KUNIT_ASSERT_NOT_NULL(test, gpu);
 	KUNIT_EXPECT_EQ(test, hmm_mirror_register(&mirror, &gpu->hmm, mm),
 			-ENODEV);
 	KUNIT_EXPECT_EQ(test, hmm_device_register(&gpu->hmm, &gpu_ops, "gpu"),
 			0);
+	state = READ_ONCE(gpu->hmm.state);
 	KUNIT_EXPECT_EQ(test, hmm_device_unregister(&gpu->hmm), 0);
+	KUNIT_EXPECT_EQ(test, hmm_mirror_register(&mirror, &gpu->hmm, mm),
+			-ENODEV);
+	/* As it is to one who looked too early, and comes for a reference now */
+	WRITE_ONCE(gpu->hmm.state, state);
 	KUNIT_EXPECT_EQ(test, hmm_mirror_register(&mirror, &gpu->hmm, mm),
 			-ENODEV);
 
@@ -482,8 +496,10 @@ static void hmm_mirror_register_again(struct kunit *test)
 {
 	struct gpu *gpu = gpu_new(test, &gpu_ops);
 	struct mm_struct *mm = mm_new(test);
+	struct gpu *other = gpu_new(test, &gpu_free_ops);
 	struct gpu_context *context = context_register(test, gpu, mm);
 	struct hmm_device unregistered = {};
+	struct job synchronize;
 
 	hmm_mirror_unregister(&context->mirror);
 	/* One that fails leaves it as it was */
@@ -495,11 +511,33 @@ static void hmm_mirror_register_again(struct kunit *test)
 						  mm), 0);
 	KUNIT_EXPECT_EQ(test, hmm_mirror_release_reason(&context->mirror),
 			HMM_RELEASE_NONE);
+	/* Nothing is left of the first time: there is a release to wait for */
+	gate_close(GATE_IN_RELEASE);
+	hmm_mirror_kill(&context->mirror);
+	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_RELEASE));
+	job_start(&synchronize, job_synchronize, NULL);
+	KUNIT_EXPECT_TRUE(test, job_waits(&synchronize));
+	gate_open(GATE_IN_RELEASE);
+	KUNIT_EXPECT_TRUE(test, job_end(&synchronize));
+	KUNIT_EXPECT_EQ(test, atomic_read(&context->nr_release), 2);
+	hmm_mirror_unregister(&context->mirror);
+	/* And nobody waits as for the first two */
+	KUNIT_EXPECT_EQ(test, hmm_mirror_register(&context->mirror, &other->hmm,
+						  mm), 0);
+	hmm_mirror_unregister_async(&context->mirror);
+	hmm_synchronize();
+	KUNIT_EXPECT_EQ(test, atomic_read(&context->nr_release), 3);
+	KUNIT_EXPECT_EQ(test, atomic_read(&context->nr_free), 1);
+
 	atomic_set(&context->nr_release, 0);
+	atomic_set(&context->nr_free, 0);
+	KUNIT_EXPECT_EQ(test, hmm_mirror_register(&context->mirror, &gpu->hmm,
+						  mm), 0);
 	mmput(mm);
 	hmm_mirror_unregister(&context->mirror);
 	context_end(test, context, HMM_RELEASE_MM_EXIT, 0);
 	gpu_end(test, gpu);
+	gpu_end(test, other);
 }
 
 /*
@@ -598,6 +636,58 @@ static void hmm_one_hmm_for_all_mirrors_of_an_mm(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, counts.hmms, 0);
 	gpu_end(test, gpu[0]);
 	gpu_end(test, gpu[1]);
+}
+
+/* The lock is one of their place in the table. */
+static bool mms_share_a_place(struct mm_struct *a, struct mm_struct *b)
+{
+	return hmm_test_lock(HMM_TEST_LOCK_OF_TABLE, a) ==
+	       hmm_test_lock(HMM_TEST_LOCK_OF_TABLE, b);
+}
+
+/* Of more mms than the table has places, two share one. */
+#define NR_MMS		300
+
+static void hmm_mms_in_one_place_are_told_apart(struct kunit *test)
+{
+	struct gpu *gpu = gpu_new(test, &gpu_ops);
+	struct mm_struct **mm, *two[2] = {};
+	struct gpu_context *context[2];
+	struct hmm_mirror *found;
+	int i, j;
+
+	mm = kunit_kcalloc(test, NR_MMS, sizeof(*mm), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, mm);
+	for (i = 0; i < NR_MMS && !two[0]; i++) {
+		mm[i] = mm_new(test);
+		for (j = 0; j < i && !two[0]; j++) {
+			if (mms_share_a_place(mm[i], mm[j])) {
+				two[0] = mm[i];
+				two[1] = mm[j];
+			}
+		}
+	}
+	KUNIT_ASSERT_NOT_NULL(test, two[0]);
+	for (j = 0; j < 2; j++)
+		context[j] = context_register(test, gpu, two[j]);
+	for (j = 0; j < 2; j++) {
+		found = hmm_mirror_find(&gpu->hmm, two[j]);
+		KUNIT_EXPECT_PTR_EQ(test, found, &context[j]->mirror);
+		if (found)
+			hmm_mirror_put(found);
+		KUNIT_EXPECT_TRUE(test, hmm_mirror_mm_get(&context[j]->mirror));
+		KUNIT_EXPECT_EQ(test, atomic_read(&two[j]->mm_users), 2);
+		hmm_mirror_mm_put(&context[j]->mirror);
+		KUNIT_EXPECT_EQ(test, atomic_read(&two[j]->mm_users), 1);
+	}
+	for (j = 0; j < NR_MMS && mm[j]; j++)
+		mmput(mm[j]);
+	for (j = 0; j < 2; j++) {
+		KUNIT_EXPECT_EQ(test, atomic_read(&context[j]->nr_release), 1);
+		hmm_mirror_unregister(&context[j]->mirror);
+		context_end(test, context[j], HMM_RELEASE_MM_EXIT, 0);
+	}
+	gpu_end(test, gpu);
 }
 
 static void hmm_two_devices_torn_down_in_either_order(struct kunit *test)
@@ -826,9 +916,13 @@ static void hmm_device_unregister_waits_for_unregister(struct kunit *test)
 	gate_open(HMM_POINT_DEVICE_WAIT);
 	KUNIT_EXPECT_TRUE(test, job_waits(&remove));
 
+	/* Who drops the last reference is not through with that when it goes */
+	gate_close(HMM_POINT_DEVICE_DROPPED);
 	gate_open(HMM_POINT_DEVICE_PUT);
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_DEVICE_DROPPED));
 	KUNIT_EXPECT_TRUE(test, job_end(&remove));
 	kfree(gpu);
+	gate_open(HMM_POINT_DEVICE_DROPPED);
 	KUNIT_EXPECT_TRUE(test, job_end(&unregister));
 	context_end(test, context, HMM_RELEASE_UNREGISTER, 1);
 	mmput(mm);
@@ -868,6 +962,7 @@ struct registration {
 	struct gpu *gpu;
 	struct mm_struct *mm;
 	struct gpu_context *context;
+	atomic_t *ready;
 	int ret;
 };
 
@@ -962,7 +1057,14 @@ static void hmm_registers_at_once_share_one_hmm(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, counts.hmms, 1);
 	KUNIT_EXPECT_EQ(test, counts.mirrors, 2);
 
+	/* All of its pins are counted, and none too many */
+	KUNIT_EXPECT_TRUE(test, hmm_mirror_mm_get(&quick->mirror));
 	mmput(mm);
+	KUNIT_EXPECT_FALSE(test, hmm_mirror_mm_get(&slow.context->mirror));
+	gate_close(GATE_IN_RELEASE);
+	hmm_mirror_mm_put(&quick->mirror);
+	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_RELEASE));
+	gate_open(GATE_IN_RELEASE);
 	hmm_mirror_unregister(&quick->mirror);
 	context_end(test, quick, HMM_RELEASE_MM_EXIT, 0);
 	hmm_mirror_unregister(&slow.context->mirror);
@@ -989,6 +1091,8 @@ static void hmm_register_beside_last_unregister(struct kunit *test)
 		gate_close(HMM_POINT_MM_UNUSED);
 		job_start(&unregister, job_unregister, first);
 		KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_MM_UNUSED));
+		/* What has no reference any more is out of reach by then */
+		KUNIT_EXPECT_NULL(test, (__force void *)first->mirror.hmm);
 		second = context_register(test, gpu, mm);
 		hmm_test_quiesce(&counts);
 		KUNIT_EXPECT_EQ(test, counts.hmms, 2);
@@ -1364,23 +1468,32 @@ static const void *pair_gen(struct pair *pair, char *desc)
  */
 static void hmm_second_one_waits_for_the_release_of_the_first(struct kunit *test)
 {
+	/* Where the first one is held: before, in and after ->release() */
+	static const unsigned int held[] = {
+		HMM_POINT_RELEASE_OWNED,
+		GATE_IN_RELEASE,
+		HMM_POINT_RELEASE_RETURNED,
+	};
 	struct pair pair = { .winner = 0, .loser = 0 };
 	char desc[KUNIT_PARAM_DESC_SIZE];
+	int i = 0;
 
-	while (pair_gen(&pair, desc)) {
+	while (i || pair_gen(&pair, desc)) {
+		unsigned int at = held[i];
 		bool waits = pair.loser == PATH_EXIT ||
 			     pair.loser == PATH_UNREGISTER ||
 			     pair.loser == PATH_UNPLUG;
 		struct job first, second;
 		struct scene s = {};
 
-		kunit_info(test, "%s\n", desc);
+		if (!i)
+			kunit_info(test, "%s\n", desc);
 		scene_set(test, &s);
-		gate_close(GATE_IN_RELEASE);
+		gate_close(at);
 		if (waits)
 			gate_close(HMM_POINT_RELEASE_WAIT);
 		scene_start(&s, &first, pair.winner);
-		KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_RELEASE));
+		KUNIT_EXPECT_TRUE(test, gate_reached(at));
 		scene_start(&s, &second, pair.loser);
 		if (waits) {
 			KUNIT_EXPECT_TRUE(test,
@@ -1392,11 +1505,50 @@ static void hmm_second_one_waits_for_the_release_of_the_first(struct kunit *test
 		}
 		KUNIT_EXPECT_EQ(test, atomic_read(&s.context->nr_free), 0);
 
-		gate_open(GATE_IN_RELEASE);
+		gate_open(at);
 		if (waits)
 			KUNIT_EXPECT_TRUE(test, job_end(&second));
 		KUNIT_EXPECT_TRUE(test, job_end(&first));
 		scene_end(test, &s, pair.winner, pair.loser);
+		i = (i + 1) % ARRAY_SIZE(held);
+	}
+}
+
+/*
+ * G3. Exit and unplug wait for the release of another. Once that is over, they are
+ * about to notice, and still users of the mirror.
+ */
+static void hmm_unregister_waits_for_who_waits_for_the_release(struct kunit *test)
+{
+	static const int by[] = { PATH_EXIT, PATH_UNPLUG };
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(by); i++) {
+		struct job waiter, unregister;
+		struct scene s = {};
+
+		scene_set(test, &s);
+		gate_close(GATE_IN_RELEASE);
+		hmm_mirror_kill(&s.context->mirror);
+		KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_RELEASE));
+		gate_close(HMM_POINT_RELEASE_WAIT);
+		scene_start(&s, &waiter, by[i]);
+		KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_RELEASE_WAIT));
+		gate_open(GATE_IN_RELEASE);
+		hmm_synchronize();
+		gate_close(HMM_POINT_UNREGISTER_WAIT);
+		job_start(&unregister, job_unregister, s.context);
+		KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_UNREGISTER_WAIT));
+		gate_open(HMM_POINT_UNREGISTER_WAIT);
+		KUNIT_EXPECT_TRUE(test, job_waits(&unregister));
+
+		gate_open(HMM_POINT_RELEASE_WAIT);
+		KUNIT_EXPECT_TRUE(test, job_end(&unregister));
+		context_end(test, s.context, HMM_RELEASE_ERROR, 1);
+		KUNIT_EXPECT_TRUE(test, job_end(&waiter));
+		if (by[i] != PATH_EXIT)
+			mmput(s.mm);
+		gpu_end(test, s.gpu);
 	}
 }
 
@@ -1627,13 +1779,14 @@ static void hmm_sleeping_release_delays_nobody_else(struct kunit *test)
 
 /*
  * G11, G9. Releases of one process have all the workers there are: the exit of
- * another does what it has queued itself, and a kill has workers of its own.
+ * another does what it has queued itself, and so does an unplug; a kill has workers
+ * of its own, and when these are taken as well ->free() has.
  */
 static void hmm_exit_without_workers_releases_all(struct kunit *test)
 {
-	struct scene blocked = {}, s = {}, failed = {};
+	struct scene blocked = {}, s = {}, failed = {}, gone = {}, stuck = {};
 	struct gpu_context *more[2], *second;
-	struct job exit, other_exit;
+	struct job exit, other_exit, unplug;
 	int i;
 
 	scene_set(test, &blocked);
@@ -1641,6 +1794,10 @@ static void hmm_exit_without_workers_releases_all(struct kunit *test)
 	blocked.context->in_release = wait_in_release;
 	second->in_release = wait_in_release;
 	scene_set(test, &failed);
+	scene_set(test, &gone);
+	gone.context->in_release = wait_in_release;
+	scene_set(test, &stuck);
+	stuck.context->in_release = wait_in_release;
 	scene_set(test, &s);
 	for (i = 0; i < 2; i++)
 		more[i] = context_register(test, s.gpu, s.mm);
@@ -1651,25 +1808,43 @@ static void hmm_exit_without_workers_releases_all(struct kunit *test)
 
 	scene_start(&s, &exit, PATH_EXIT);
 	KUNIT_EXPECT_TRUE(test, job_end(&exit));
+	scene_start(&gone, &unplug, PATH_UNPLUG);
+	KUNIT_EXPECT_TRUE(test, context_entered(gone.context));
 	hmm_mirror_kill(&failed.context->mirror);
 	hmm_synchronize();
 	KUNIT_EXPECT_EQ(test, atomic_read(&failed.context->nr_release), 1);
+	/* Nor has an asynchronous unregister to wait for exits */
+	hmm_mirror_unregister_async(&more[0]->mirror);
+	hmm_synchronize();
+	hmm_mirror_unregister_async(&stuck.context->mirror);
+	KUNIT_EXPECT_TRUE(test, context_entered(stuck.context));
+	gate_close(GATE_IN_FREE);
+	hmm_mirror_unregister_async(&failed.context->mirror);
+	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_FREE));
+	gate_open(GATE_IN_FREE);
+	complete_all(&stuck.context->came);
+	complete_all(&gone.context->came);
 	complete_all(&blocked.context->came);
 	complete_all(&second->came);
+	KUNIT_EXPECT_TRUE(test, job_end(&unplug));
 	KUNIT_EXPECT_TRUE(test, job_end(&other_exit));
 	hmm_test_set_workers(0);
 	/* They did not wait in vain */
 	KUNIT_EXPECT_NE(test, blocked.context->ret, 0);
 	KUNIT_EXPECT_NE(test, second->ret, 0);
+	KUNIT_EXPECT_NE(test, gone.context->ret, 0);
+	KUNIT_EXPECT_NE(test, stuck.context->ret, 0);
 
+	hmm_synchronize();
 	hmm_mirror_unregister(&second->mirror);
 	context_end(test, second, HMM_RELEASE_MM_EXIT, 1);
-	for (i = 0; i < 2; i++) {
-		hmm_mirror_unregister(&more[i]->mirror);
+	hmm_mirror_unregister(&more[1]->mirror);
+	for (i = 0; i < 2; i++)
 		context_end(test, more[i], HMM_RELEASE_MM_EXIT, 1);
-	}
 	scene_end(test, &s, PATH_EXIT, PATH_KILL);
-	scene_end(test, &failed, PATH_KILL, PATH_KILL);
+	scene_end(test, &failed, PATH_KILL, PATH_ASYNC);
+	scene_end(test, &gone, PATH_UNPLUG, PATH_UNPLUG);
+	scene_end(test, &stuck, PATH_ASYNC, PATH_ASYNC);
 	scene_end(test, &blocked, PATH_EXIT, PATH_KILL);
 }
 
@@ -2354,6 +2529,248 @@ static void hmm_lookups_beside_the_end_of_an_mm(struct kunit *test)
 	}
 }
 
+/* G3. A mirror was found live, and ends before there is a reference on it. */
+static void hmm_unregister_waits_for_who_found_it(struct kunit *test)
+{
+	struct scene s = {}, looker;
+	struct job look, unregister;
+
+	if (num_online_cpus() < 2)
+		kunit_skip(test, "one CPU spins, another goes on: there is one");
+
+	scene_set(test, &s);
+	looker = s;
+	gate_close(HMM_POINT_FIND_FOUND);
+	job_start(&look, job_find, &looker);
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_FIND_FOUND));
+	gate_close(HMM_POINT_UNREGISTER_WAIT);
+	job_start(&unregister, job_unregister, s.context);
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_UNREGISTER_WAIT));
+	gate_open(HMM_POINT_UNREGISTER_WAIT);
+	KUNIT_EXPECT_TRUE(test, job_waits(&unregister));
+	gate_open(HMM_POINT_FIND_FOUND);
+	KUNIT_EXPECT_TRUE(test, job_end(&look));
+	/* It comes too late, but on a machine so slow that it was not held */
+	if (looker.path)
+		hmm_mirror_put(&s.context->mirror);
+	KUNIT_EXPECT_TRUE(test, job_end(&unregister));
+	scene_end(test, &s, PATH_UNREGISTER, PATH_UNREGISTER);
+}
+
+/*
+ * Who is held at one gate, and is let go, does not get to the next one as long as
+ * that lock is taken: it takes it in between.
+ */
+static void lock_between(struct kunit *test, spinlock_t *lock, unsigned int at,
+			 unsigned int next)
+{
+	unsigned long flags;
+	int came;
+
+	gate_close(next);
+	spin_lock_irqsave(lock, flags);
+	gate_open(at);
+	mdelay(QUIET_MS);
+	came = gate_arrivals(next);
+	spin_unlock_irqrestore(lock, flags);
+	KUNIT_EXPECT_EQ(test, came, 0);
+	KUNIT_EXPECT_TRUE(test, gate_reached(next));
+}
+
+/* Held before it begins. */
+static void job_start_held(struct kunit *test, struct job *job,
+			   void (*fn)(void *), void *arg)
+{
+	gate_close(GATE_BEFORE_JOB);
+	job_start(job, fn, arg);
+	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_BEFORE_JOB));
+}
+
+static void lock_ends(struct kunit *test, struct job *job, unsigned int at)
+{
+	gate_open(at);
+	KUNIT_EXPECT_TRUE(test, job_end(job));
+}
+
+/* On its way from one list to the next, a mirror passes each lock. */
+static void hmm_unregister_takes_each_lock(struct kunit *test)
+{
+	enum { OF_DEVICE, OF_MIRRORS, NR_LOCKS };
+	spinlock_t *lock;
+	int i;
+
+	if (num_online_cpus() < 2)
+		kunit_skip(test, "one CPU holds a lock, another wants it: there is one");
+
+	for (i = 0; i < NR_LOCKS; i++) {
+		struct scene s = {};
+		struct job job;
+
+		scene_set(test, &s);
+		job_start_held(test, &job, job_unregister, s.context);
+		lock_between(test, &s.gpu->hmm.lock, GATE_BEFORE_JOB,
+			     HMM_POINT_RELEASE_OWNED);
+		lock = hmm_test_lock(HMM_TEST_LOCK_OF_CALLBACKS, job.task);
+		lock_between(test, lock, HMM_POINT_RELEASE_OWNED,
+			     GATE_IN_RELEASE);
+		lock_between(test, lock, GATE_IN_RELEASE,
+			     HMM_POINT_RELEASE_RETURNED);
+		lock = i == OF_DEVICE ? &s.gpu->hmm.lock :
+		       hmm_test_lock(HMM_TEST_LOCK_OF_MIRRORS,
+				     &s.context->mirror);
+		lock_between(test, lock, HMM_POINT_RELEASE_RETURNED,
+			     HMM_POINT_MM_UNUSED);
+		lock_between(test, hmm_test_lock(HMM_TEST_LOCK_OF_TABLE, s.mm),
+			     HMM_POINT_MM_UNUSED, HMM_POINT_UNREGISTER_WAIT);
+		lock_between(test, &s.gpu->hmm.lock, HMM_POINT_UNREGISTER_WAIT,
+			     HMM_POINT_DEVICE_PUT);
+		lock_ends(test, &job, HMM_POINT_DEVICE_PUT);
+		scene_end(test, &s, PATH_UNREGISTER, PATH_UNREGISTER);
+	}
+}
+
+static void hmm_register_takes_each_lock(struct kunit *test)
+{
+	struct gpu *gpu = gpu_new(test, &gpu_ops);
+	struct registration r[2];
+	struct gpu_context *quick;
+	struct mm_struct *mm;
+	struct job job;
+	int i;
+
+	if (num_online_cpus() < 2) {
+		gpu_end(test, gpu);
+		kunit_skip(test, "one CPU holds a lock, another wants it: there is one");
+	}
+
+	mm = mm_new(test);
+	for (i = 0; i < 2; i++) {
+		r[i].gpu = gpu;
+		r[i].mm = mm;
+		r[i].context = context_new(test);
+		r[i].ret = 1;
+	}
+	/* The first of an mm */
+	gate_close(HMM_POINT_REGISTER_CREATED);
+	job_start(&job, job_register, &r[0]);
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_REGISTER_CREATED));
+	lock_between(test, hmm_test_lock(HMM_TEST_LOCK_OF_TABLE, mm),
+		     HMM_POINT_REGISTER_CREATED, HMM_POINT_REGISTER_ARMED);
+	lock_between(test, &gpu->hmm.lock, HMM_POINT_REGISTER_ARMED,
+		     GATE_AFTER_JOB);
+	lock_ends(test, &job, GATE_AFTER_JOB);
+	KUNIT_EXPECT_EQ(test, r[0].ret, 0);
+	hmm_mirror_unregister(&r[0].context->mirror);
+
+	/* One that would have liked to be it */
+	gate_close(HMM_POINT_REGISTER_CREATED);
+	job_start(&job, job_register, &r[1]);
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_REGISTER_CREATED));
+	quick = context_register(test, gpu, mm);
+	lock_between(test, hmm_test_lock(HMM_TEST_LOCK_OF_MIRRORS, &quick->mirror),
+		     HMM_POINT_REGISTER_CREATED, HMM_POINT_MM_UNUSED);
+	gate_close(HMM_POINT_REGISTER_ARMED);
+	gate_open(HMM_POINT_MM_UNUSED);
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_REGISTER_ARMED));
+	lock_between(test, hmm_test_lock(HMM_TEST_LOCK_OF_MIRRORS, &quick->mirror),
+		     HMM_POINT_REGISTER_ARMED, GATE_AFTER_JOB);
+	lock_ends(test, &job, GATE_AFTER_JOB);
+	KUNIT_EXPECT_EQ(test, r[1].ret, 0);
+	hmm_mirror_unregister(&r[1].context->mirror);
+	hmm_mirror_unregister(&quick->mirror);
+	context_end(test, r[0].context, HMM_RELEASE_UNREGISTER, 0);
+	context_end(test, r[1].context, HMM_RELEASE_UNREGISTER, 0);
+	context_end(test, quick, HMM_RELEASE_UNREGISTER, 0);
+	mmput(mm);
+	gpu_end(test, gpu);
+}
+
+static void job_unpin(void *context)
+{
+	hmm_mirror_mm_put(&((struct gpu_context *)context)->mirror);
+}
+
+static void hmm_pins_take_the_lock(struct kunit *test)
+{
+	static void (* const fn[])(void *) = { job_pin, job_unpin };
+	struct scene s = {};
+	int i;
+
+	if (num_online_cpus() < 2)
+		kunit_skip(test, "one CPU holds a lock, another wants it: there is one");
+
+	scene_set(test, &s);
+	for (i = 0; i < ARRAY_SIZE(fn); i++) {
+		struct scene pinner = s;
+		struct job job;
+
+		job_start_held(test, &job, fn[i],
+			       fn[i] == job_pin ? (void *)&pinner : s.context);
+		lock_between(test, hmm_test_lock(HMM_TEST_LOCK_OF_MIRRORS,
+						 &s.context->mirror),
+			     GATE_BEFORE_JOB, GATE_AFTER_JOB);
+		lock_ends(test, &job, GATE_AFTER_JOB);
+		KUNIT_EXPECT_EQ(test, atomic_read(&s.mm->mm_users), 2 - i);
+	}
+	hmm_mirror_unregister(&s.context->mirror);
+	scene_end(test, &s, PATH_UNREGISTER, PATH_UNREGISTER);
+}
+
+static void job_device_register(void *gpu)
+{
+	WARN_ON(hmm_device_register(&((struct gpu *)gpu)->hmm, &gpu_free_ops,
+				    "gpu"));
+}
+
+static void hmm_devices_take_each_lock(struct kunit *test)
+{
+	struct scene s = {};
+	struct job job;
+
+	if (num_online_cpus() < 2)
+		kunit_skip(test, "one CPU holds a lock, another wants it: there is one");
+
+	s.gpu = kzalloc(sizeof(*s.gpu), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, s.gpu);
+	job_start_held(test, &job, job_device_register, s.gpu);
+	lock_between(test, hmm_test_lock(HMM_TEST_LOCK_OF_DEVICES, NULL),
+		     GATE_BEFORE_JOB, GATE_AFTER_JOB);
+	lock_ends(test, &job, GATE_AFTER_JOB);
+
+	s.mm = mm_new(test);
+	s.context = context_register(test, s.gpu, s.mm);
+	s.path = PATH_UNPLUG;
+	job_start_held(test, &job, job_path, &s);
+	/* It goes over the list of mirrors, and then from one to the next */
+	gate_close(HMM_POINT_RELEASE_WAIT);
+	lock_between(test, &s.gpu->hmm.lock, GATE_BEFORE_JOB,
+		     HMM_POINT_RELEASE_OWNED);
+	hmm_mirror_kill(&s.context->mirror);
+	gate_open(HMM_POINT_RELEASE_OWNED);
+	hmm_synchronize();
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_RELEASE_WAIT));
+	lock_between(test, &s.gpu->hmm.lock, HMM_POINT_RELEASE_WAIT,
+		     HMM_POINT_UNPLUG_DONE);
+	lock_ends(test, &job, HMM_POINT_UNPLUG_DONE);
+	hmm_mirror_unregister(&s.context->mirror);
+	context_end(test, s.context, HMM_RELEASE_DEVICE_GONE, 1);
+	mmput(s.mm);
+
+	/* Whether a callback calls is looked at first */
+	job_start_held(test, &job, job_synchronize, NULL);
+	lock_between(test, hmm_test_lock(HMM_TEST_LOCK_OF_CALLBACKS, job.task),
+		     GATE_BEFORE_JOB, GATE_AFTER_JOB);
+	lock_ends(test, &job, GATE_AFTER_JOB);
+
+	job_start_held(test, &job, job_device_unregister, s.gpu);
+	lock_between(test, &s.gpu->hmm.lock, GATE_BEFORE_JOB,
+		     HMM_POINT_DEVICE_WAIT);
+	lock_between(test, hmm_test_lock(HMM_TEST_LOCK_OF_DEVICES, NULL),
+		     HMM_POINT_DEVICE_WAIT, GATE_AFTER_JOB);
+	lock_ends(test, &job, GATE_AFTER_JOB);
+	kfree(s.gpu);
+}
+
 /* G11, C11. A signal while the first mirror is armed: nothing is left, and again. */
 static void hmm_register_with_a_signal_pending_unwinds(struct kunit *test)
 {
@@ -2493,6 +2910,65 @@ static void hmm_unregister_of_unregistered_is_refused(struct kunit *test)
 	KUNIT_EXPECT_TRUE(test, job_end(&remove));
 	context_end(test, context, HMM_RELEASE_UNREGISTER, 0);
 	kfree(gpu);
+
+	/* Of a mirror, too, one thread in the middle of it; it has warned above */
+	scene_set(test, &s);
+	hmm_mirror_get(&s.context->mirror);
+	gate_close(HMM_POINT_UNREGISTER_WAIT);
+	scene_start(&s, &remove, PATH_UNREGISTER);
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_UNREGISTER_WAIT));
+	KUNIT_EXPECT_EQ(test, atomic_read(&s.context->nr_release), 1);
+	hmm_mirror_unregister(&s.context->mirror);
+	hmm_mirror_unregister_async(&s.context->mirror);
+	hmm_mirror_put(&s.context->mirror);
+	gate_open(HMM_POINT_UNREGISTER_WAIT);
+	KUNIT_EXPECT_TRUE(test, job_end(&remove));
+	scene_end(test, &s, PATH_UNREGISTER, PATH_UNREGISTER);
+	mmput(mm);
+}
+
+static void job_register_at_once(void *arg)
+{
+	struct registration *r = arg;
+
+	/* Both begin in the same moment, if there are CPUs for it */
+	atomic_inc(r->ready);
+	while (num_online_cpus() > 1 && atomic_read(r->ready) < 2)
+		cond_resched();
+	job_register(r);
+}
+
+/* Two registers of one mirror: one is refused, and spoils nothing, whoever wins. */
+static void hmm_registers_of_one_mirror_at_once(struct kunit *test)
+{
+	struct gpu *gpu[2] = { gpu_new(test, &gpu_ops), gpu_new(test, &gpu_ops) };
+	struct mm_struct *mm = mm_new(test);
+	struct gpu_context *context = context_new(test);
+	int i, j, wrong = 0;
+
+	for (i = 0; i < NR_RACES; i++) {
+		struct registration r[2];
+		struct job jobs[2];
+		atomic_t ready = ATOMIC_INIT(0);
+
+		for (j = 0; j < 2; j++) {
+			r[j] = (struct registration) {
+				.gpu = gpu[j], .mm = mm, .context = context,
+				.ready = &ready,
+			};
+			job_start(&jobs[j], job_register_at_once, &r[j]);
+		}
+		for (j = 0; j < 2; j++)
+			KUNIT_EXPECT_TRUE(test, job_end(&jobs[j]));
+		wrong += (r[0].ret != 0) == (r[1].ret != 0);
+		wrong += (r[0].ret ?: r[1].ret) != -EBUSY;
+		atomic_set(&context->nr_release, 0);
+		hmm_mirror_unregister(&context->mirror);
+	}
+	KUNIT_EXPECT_EQ(test, wrong, 0);
+	context_end(test, context, HMM_RELEASE_UNREGISTER, 0);
+	gpu_end(test, gpu[0]);
+	gpu_end(test, gpu[1]);
 	mmput(mm);
 }
 
@@ -2564,6 +3040,8 @@ static void hmm_kunit_exit(struct kunit *test)
 }
 
 static struct kunit_case hmm_kunit_cases[] = {
+	/* The first walk there is must be seen as well as any other */
+	KUNIT_CASE(hmm_unregister_waits_for_exit_that_walks),
 	KUNIT_CASE(hmm_device_register_bad_arguments),
 	KUNIT_CASE(hmm_device_register_twice_keeps_first),
 	KUNIT_CASE(hmm_device_register_again),
@@ -2577,12 +3055,12 @@ static struct kunit_case hmm_kunit_cases[] = {
 	KUNIT_CASE(hmm_exit_releases_once),
 	KUNIT_CASE(hmm_mirror_pins_mm_count_only),
 	KUNIT_CASE(hmm_one_hmm_for_all_mirrors_of_an_mm),
+	KUNIT_CASE(hmm_mms_in_one_place_are_told_apart),
 	KUNIT_CASE(hmm_two_devices_torn_down_in_either_order),
 	KUNIT_CASE(hmm_unregister_waits_for_references),
 	KUNIT_CASE(hmm_exit_waits_for_release_of_unregister),
 	KUNIT_CASE(hmm_unregister_waits_for_release_of_exit),
 	KUNIT_CASE(hmm_unregister_waits_for_exit_to_let_go),
-	KUNIT_CASE(hmm_unregister_waits_for_exit_that_walks),
 	KUNIT_CASE(hmm_unregister_overtakes_exit_that_found_it),
 	KUNIT_CASE(hmm_nothing_is_touched_after_the_last_drop),
 	KUNIT_CASE(hmm_device_unregister_waits_for_unregister),
@@ -2599,6 +3077,7 @@ static struct kunit_case hmm_kunit_cases[] = {
 	KUNIT_CASE(hmm_register_on_a_full_device_fails),
 	KUNIT_CASE_SLOW(hmm_exit_against_unregister_many_times),
 	KUNIT_CASE_SLOW(hmm_second_one_waits_for_the_release_of_the_first),
+	KUNIT_CASE(hmm_unregister_waits_for_who_waits_for_the_release),
 	KUNIT_CASE_SLOW(hmm_everybody_at_once_releases_once),
 	KUNIT_CASE(hmm_device_unregister_waits_for_async_free),
 	KUNIT_CASE(hmm_release_may_unregister_async_kill_and_put),
@@ -2626,11 +3105,17 @@ static struct kunit_case hmm_kunit_cases[] = {
 	KUNIT_CASE(hmm_releases_of_two_processes_overlap),
 	KUNIT_CASE(hmm_find_gives_live_mirrors_only),
 	KUNIT_CASE(hmm_lookups_beside_the_end_of_an_mm),
+	KUNIT_CASE(hmm_unregister_waits_for_who_found_it),
+	KUNIT_CASE_SLOW(hmm_unregister_takes_each_lock),
+	KUNIT_CASE(hmm_register_takes_each_lock),
+	KUNIT_CASE(hmm_pins_take_the_lock),
+	KUNIT_CASE(hmm_devices_take_each_lock),
 	KUNIT_CASE(hmm_register_with_a_signal_pending_unwinds),
 	KUNIT_CASE(hmm_invalidations_reach_the_driver_during_release),
 	KUNIT_CASE(hmm_unregister_in_callback_is_refused),
 	KUNIT_CASE(hmm_unregister_of_unregistered_is_refused),
 	KUNIT_CASE(hmm_put_of_what_was_not_taken_is_refused),
+	KUNIT_CASE_SLOW(hmm_registers_of_one_mirror_at_once),
 	{}
 };
 

@@ -1969,7 +1969,7 @@ TEST_F(hmm, hung_release_is_reported)
 	const char *seconds = "/sys/module/hmm/parameters/report_seconds";
 	struct world *w = &self->w;
 	char before[16], prefix[32], text[64];
-	struct process p;
+	struct process p, unplug;
 	int kmsg;
 
 	kmsg = open("/dev/kmsg", O_RDWR | O_NONBLOCK | O_CLOEXEC);
@@ -1988,10 +1988,24 @@ TEST_F(hmm, hung_release_is_reported)
 	EXPECT_TRUE(kmsg_await(kmsg, prefix, "->release() in "));
 	ASSERT_LT(0, start_caller(&p, w->fd, TEST_HMM_UNREGISTER));
 	EXPECT_TRUE(kmsg_await(kmsg, prefix, " waits for ->release() since "));
-
-	EXPECT_EQ(0, write_file(seconds, before));
+	/* And again, for as long as it takes */
+	EXPECT_TRUE(kmsg_await(kmsg, prefix, "->release() in "));
 	EXPECT_EQ(0, resume(w->ctl, TEST_HMM_IN_RELEASE));
 	EXPECT_EQ(0, process_end(&p));
+
+	/* An unplug is slow to notice the end of the release: it is a user */
+	ASSERT_EQ(0, mirror_register(w->fd, w->buffer));
+	ASSERT_EQ(0, hold(w->ctl, TEST_HMM_AT_RELEASE_WAIT));
+	ASSERT_LT(0, start_caller(&unplug, w->ctl, TEST_HMM_DEVICE_UNPLUG));
+	ASSERT_EQ(0, wait_held(w->ctl, TEST_HMM_AT_RELEASE_WAIT));
+	ASSERT_LT(0, start_caller(&p, w->fd, TEST_HMM_UNREGISTER));
+	EXPECT_TRUE(kmsg_await(kmsg, prefix,
+			       " waits for references to a mirror since "));
+	EXPECT_EQ(0, resume(w->ctl, TEST_HMM_AT_RELEASE_WAIT));
+	EXPECT_EQ(0, process_end(&p));
+	EXPECT_EQ(0, process_end(&unplug));
+
+	EXPECT_EQ(0, write_file(seconds, before));
 	snprintf(text, sizeof(text), "hmm-test: end-expect\n");
 	EXPECT_EQ(strlen(text), write(kmsg, text, strlen(text)));
 	close(kmsg);
