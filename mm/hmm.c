@@ -717,6 +717,7 @@ struct hmm_walks {
 static DEFINE_PER_CPU(struct hmm_walks, hmm_walks);
 
 static int hmm_walk_begin(void)
+	__acquires(&hmm_srcu)
 {
 	int idx = srcu_read_lock(&hmm_srcu);
 
@@ -730,6 +731,7 @@ static int hmm_walk_begin(void)
 }
 
 static void hmm_walk_end(int idx)
+	__releases(&hmm_srcu)
 {
 	/* C: what it did comes before it is counted; pairs with D */
 	smp_mb();

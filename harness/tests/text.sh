@@ -5,6 +5,7 @@
 # its reader has to make of it.
 #
 # usage: sourced by harness/tests/run
+# shellcheck disable=SC2154 # which sets work and said
 
 test_ktap_is_counted() {
 	local file

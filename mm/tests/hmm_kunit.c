@@ -2596,7 +2596,7 @@ static void lock_ends(struct kunit *test, struct job *job, unsigned int at)
 static void hmm_unregister_takes_each_lock(struct kunit *test)
 {
 	enum { OF_DEVICE, OF_MIRRORS, NR_LOCKS };
-	spinlock_t *lock;
+	spinlock_t *lock;			/* that the unregister waits for */
 	int i;
 
 	if (num_online_cpus() < 2)
