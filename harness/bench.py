@@ -19,6 +19,7 @@ import sys
 US, MS = 1e3, 1e6
 
 TITLES = {
+    "mask_interrupts": ("interrupts off and on", ""),
     "register_first": ("first registration of an address space", "VMAs"),
     "register": ("a further registration", "VMAs"),
     "register_many": ("registration, many on one address space", "mirrors"),
@@ -82,16 +83,19 @@ class Samples:
 
 
 class Verdicts:
-    """Each is held against a bar, or, if it is a stretch, only shown."""
+    """Each is held against a bar, or, if it is a stretch, only shown. So are all those of
+    User Mode Linux, where what a kernel does natively, like masking interrupts, is not."""
 
     def __init__(self, show):
         self.show = show
         self.passed = self.failed = 0
+        self.only_shown = False
 
     def check(self, label, value, bar, unit="", stretch=False):
+        stretch = stretch or self.only_shown
         met = value <= bar
         word = ("met" if met else "not met") if stretch else ("ok" if met else "MISSED")
-        note = " (stretch)" if stretch else ""
+        note = " (stretch)" if stretch and not self.only_shown else ""
         self.show(f"  {label:<100}{value:>10.4g}{unit:<3} <= {bar:g}{unit}{note:<10} {word}")
         if not stretch:
             self.passed += met
@@ -192,8 +196,8 @@ def judge_unused(s, v, sizes):
         size = s.sizes("lean", measure)[0]
         v.check(f"P8 {TITLES[measure][0]}, to an unpatched kernel",
                 s.median("lean", measure, "none", size) / s.median("lean-pristine", measure, "none", size), 1.02)
-    v.check("P8 size of struct mm_struct, to an unpatched kernel",
-            sizes["lean", "mm_struct"] / sizes["lean-pristine", "mm_struct"], 1)
+    for what, label in ("mm_struct", "size of struct mm_struct"), ("vmlinux", "size of vmlinux, HMM as a module"):
+        v.check(f"P8 {label}, to an unpatched kernel", sizes["lean", what] / sizes["lean-pristine", what], 1)
 
 
 def footprint(path):
@@ -251,12 +255,14 @@ def main():
         show_footprint(lines.append, sizes)
     for m in machines:
         lines.append(f"Verdicts, {MACHINES[m]}")
+        verdicts.only_shown = m == "uml"
         judge_registers(samples, verdicts, m)
         judge_beside(samples, verdicts, m)
         if not quick:
             judge_unregisters(samples, verdicts, m)
             judge_exits(samples, verdicts, m)
             judge_growth(samples, verdicts, m)
+    verdicts.only_shown = False
     if not quick:
         judge_unused(samples, verdicts, sizes)
         for m in machines:

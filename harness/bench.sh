@@ -77,14 +77,24 @@ struct_size() {
 	done
 }
 
-# Bytes: of each object, of the code, and of mm_struct with this project and without.
+# section_sizes KERNEL FILE: text, data, bss, all
+section_sizes() {
+	size "$(cat "$OUT/$1/obj")/$2" | tail -n 1
+}
+
+# Bytes: of each object, of the code, and of mm_struct and vmlinux with this project and
+# without.
 footprint() {
+	local kernel
 	temp footprint
 	struct_size lean kernel/fork.o mm_struct
 	struct_size lean-pristine kernel/fork.o mm_struct
 	struct_size lean mm/hmm.o hmm_device hmm_mirror hmm
 	struct_size lean mm/tests/hmm_bench.o mmu_notifier mmu_interval_notifier
-	size "$(cat "$OUT/lean/obj")/mm/hmm.o" | awk 'NR == 2 { print "lean text", $1; print "lean data", $2 + $3 }'
+	section_sizes lean mm/hmm.o | awk '{ print "lean text", $1; print "lean data", $2 + $3 }'
+	for kernel in lean lean-pristine; do
+		section_sizes "$kernel" vmlinux | awk -v kernel="$kernel" '{ print kernel, "vmlinux", $4 }'
+	done
 }
 
 machine() {

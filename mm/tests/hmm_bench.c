@@ -24,6 +24,7 @@
 #include <linux/delay.h>
 #include <linux/err.h>
 #include <linux/hmm.h>
+#include <linux/irqflags.h>
 #include <linux/kthread.h>
 #include <linux/ktime.h>
 #include <linux/mm.h>
@@ -439,6 +440,25 @@ out:
 	mmput(mm);
 }
 
+/*
+ * What a spin_lock_irqsave() pays for its irqsave: next to nothing on a machine, and
+ * most of it in User Mode Linux. The peers take their locks without it.
+ */
+static void bench_interrupts(unsigned int round)
+{
+	unsigned long flags;
+	ktime_t start;
+	unsigned int i;
+
+	start = ktime_get();
+	for (i = 0; i < BENCH_MAX_ITEMS; i++) {
+		local_irq_save(flags);
+		local_irq_restore(flags);
+	}
+	bench_sample("mask_interrupts", "none", 1, round, BENCH_MAX_ITEMS,
+		     bench_since(start));
+}
+
 /* mmu_notifier_get() of one that is there: what a driver has that looks first. */
 static void bench_register_get(unsigned int vmas, unsigned int round)
 {
@@ -477,6 +497,8 @@ static void bench_register(void)
 	static const unsigned int vmas[] = { 10, 100, 1000, 10000 };
 	unsigned int i, j, round;
 
+	for (round = 0; round < rounds; round++)
+		bench_interrupts(round);
 	for (i = 0; i < ARRAY_SIZE(vmas); i++) {
 		for (round = 0; round < rounds; round++) {
 			for (j = 0; j < ARRAY_SIZE(bench_fenced); j++)
