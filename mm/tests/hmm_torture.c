@@ -893,6 +893,11 @@ static void context_put(struct torture_context *context)
 	record_put(record);
 }
 
+static bool context_is_live(struct torture_context *context)
+{
+	return hmm_mirror_release_reason(&context->mirror) == HMM_RELEASE_NONE;
+}
+
 static void late_put(struct timer_list *timer)
 {
 	struct torture_late_put *late =
@@ -1126,8 +1131,7 @@ static void context_unregister(struct torture_thread *t,
 	hmm_mirror_unregister(&context->mirror);
 	record_step(record, STEP_FENCE);
 	if (!ds->has_free) {
-		if (hmm_mirror_release_reason(&context->mirror) ==
-		    HMM_RELEASE_NONE)
+		if (context_is_live(context))
 			torture_error(record, "no reason after unregister");
 		if (t && flags & FLAG_REUSE && !t->spare)
 			t->spare = context;
@@ -1411,13 +1415,14 @@ static void op_hold(struct torture_thread *t, const struct torture_choice *c)
 }
 
 /*
- * It must pin if we use the address space and there was no release; and may not if
- * nobody uses it but for pins of HMM, nor began to meanwhile.
+ * It must pin if we use the address space and there was no release; and may not once
+ * there was one, or if nobody uses it but for pins of HMM, nor began to meanwhile.
  */
 static bool context_pin(struct torture_context *context, bool using)
 {
 	struct torture_mm *mm = context->record->mm;
 	int disturbed = atomic_read(&mm->disturbed);
+	bool live = context_is_live(context);
 	bool abandoned, pinned;
 
 	/* Each read before the next: who disturbs says so first */
@@ -1428,8 +1433,9 @@ static bool context_pin(struct torture_context *context, bool using)
 	smp_mb();
 	if (pinned && abandoned && atomic_read(&mm->disturbed) == disturbed)
 		torture_error(context->record, "pinned what only pins keep");
-	if (!pinned && using &&
-	    hmm_mirror_release_reason(&context->mirror) == HMM_RELEASE_NONE)
+	if (pinned && !live)
+		torture_error(context->record, "pinned, though it is released");
+	if (!pinned && using && context_is_live(context))
 		torture_error(context->record, "not pinned, though it is live");
 	if (pinned && READ_ONCE(mm->unmapped))
 		torture_error(context->record, "pinned what is freed");
@@ -1493,7 +1499,10 @@ static void op_find(struct torture_thread *t, const struct torture_choice *c)
 	torture_mm_put(mm);
 }
 
-/* What is live, before and after, is found; or another one of the same two. */
+/*
+ * What is live, before and after, is found, or another one of the same two; and what
+ * is not is not.
+ */
 static void op_find_live(struct torture_thread *t,
 			 const struct torture_choice *c)
 {
@@ -1503,7 +1512,7 @@ static void op_find_live(struct torture_thread *t,
 
 	if (!context)
 		return;
-	live = hmm_mirror_release_reason(&context->mirror) == HMM_RELEASE_NONE;
+	live = context_is_live(context);
 	atomic_inc(&nr_finding);
 	mirror = hmm_mirror_find(&context->device->hmm,
 				 context->record->mm->mm);
@@ -1512,8 +1521,9 @@ static void op_find_live(struct torture_thread *t,
 	atomic_dec(&nr_finding);
 	if (mirror)
 		context_put(container_of(mirror, struct torture_context, mirror));
-	else if (live && hmm_mirror_release_reason(&context->mirror) ==
-			 HMM_RELEASE_NONE)
+	if (mirror == &context->mirror && !live)
+		torture_error(context->record, "found, though it is released");
+	if (!mirror && live && context_is_live(context))
 		torture_error(context->record, "live, and not found");
 	context_put(context);
 }
