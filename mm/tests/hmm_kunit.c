@@ -1535,7 +1535,6 @@ static void hmm_unregister_waits_for_who_waits_for_the_release(struct kunit *tes
 		scene_start(&s, &waiter, by[i]);
 		KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_RELEASE_WAIT));
 		gate_open(GATE_IN_RELEASE);
-		hmm_synchronize();
 		gate_close(HMM_POINT_UNREGISTER_WAIT);
 		job_start(&unregister, job_unregister, s.context);
 		KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_UNREGISTER_WAIT));
@@ -2596,7 +2595,6 @@ static void lock_ends(struct kunit *test, struct job *job, unsigned int at)
 static void hmm_unregister_takes_each_lock(struct kunit *test)
 {
 	enum { OF_DEVICE, OF_MIRRORS, NR_LOCKS };
-	spinlock_t *lock;			/* that the unregister waits for */
 	int i;
 
 	if (num_online_cpus() < 2)
@@ -2610,16 +2608,16 @@ static void hmm_unregister_takes_each_lock(struct kunit *test)
 		job_start_held(test, &job, job_unregister, s.context);
 		lock_between(test, &s.gpu->hmm.lock, GATE_BEFORE_JOB,
 			     HMM_POINT_RELEASE_OWNED);
-		lock = hmm_test_lock(HMM_TEST_LOCK_OF_CALLBACKS, job.task);
-		lock_between(test, lock, HMM_POINT_RELEASE_OWNED,
-			     GATE_IN_RELEASE);
-		lock_between(test, lock, GATE_IN_RELEASE,
-			     HMM_POINT_RELEASE_RETURNED);
-		lock = i == OF_DEVICE ? &s.gpu->hmm.lock :
-		       hmm_test_lock(HMM_TEST_LOCK_OF_MIRRORS,
-				     &s.context->mirror);
-		lock_between(test, lock, HMM_POINT_RELEASE_RETURNED,
-			     HMM_POINT_MM_UNUSED);
+		lock_between(test, hmm_test_lock(HMM_TEST_LOCK_OF_CALLBACKS,
+						 job.task),
+			     HMM_POINT_RELEASE_OWNED, GATE_IN_RELEASE);
+		lock_between(test, hmm_test_lock(HMM_TEST_LOCK_OF_CALLBACKS,
+						 job.task),
+			     GATE_IN_RELEASE, HMM_POINT_RELEASE_RETURNED);
+		lock_between(test, i == OF_DEVICE ? &s.gpu->hmm.lock :
+			     hmm_test_lock(HMM_TEST_LOCK_OF_MIRRORS,
+					   &s.context->mirror),
+			     HMM_POINT_RELEASE_RETURNED, HMM_POINT_MM_UNUSED);
 		lock_between(test, hmm_test_lock(HMM_TEST_LOCK_OF_TABLE, s.mm),
 			     HMM_POINT_MM_UNUSED, HMM_POINT_UNREGISTER_WAIT);
 		lock_between(test, &s.gpu->hmm.lock, HMM_POINT_UNREGISTER_WAIT,
@@ -2724,14 +2722,16 @@ static void job_device_register(void *gpu)
 
 static void hmm_devices_take_each_lock(struct kunit *test)
 {
-	struct scene s = {};
+	struct gpu *gpu = kzalloc(sizeof(*gpu), GFP_KERNEL);
+	struct scene s = { .gpu = gpu };
 	struct job job;
 
-	if (num_online_cpus() < 2)
+	KUNIT_ASSERT_NOT_NULL(test, gpu);
+	if (num_online_cpus() < 2) {
+		kfree(gpu);
 		kunit_skip(test, "one CPU holds a lock, another wants it: there is one");
+	}
 
-	s.gpu = kzalloc(sizeof(*s.gpu), GFP_KERNEL);
-	KUNIT_ASSERT_NOT_NULL(test, s.gpu);
 	job_start_held(test, &job, job_device_register, s.gpu);
 	lock_between(test, hmm_test_lock(HMM_TEST_LOCK_OF_DEVICES, NULL),
 		     GATE_BEFORE_JOB, GATE_AFTER_JOB);

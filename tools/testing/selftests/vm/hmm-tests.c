@@ -1995,9 +1995,13 @@ TEST_F(hmm, hung_release_is_reported)
 
 	/* An unplug is slow to notice the end of the release: it is a user */
 	ASSERT_EQ(0, mirror_register(w->fd, w->buffer));
+	ASSERT_EQ(0, hold(w->ctl, TEST_HMM_IN_RELEASE));
+	ASSERT_EQ(0, ioctl(w->fd, TEST_HMM_KILL));
+	ASSERT_EQ(0, wait_held(w->ctl, TEST_HMM_IN_RELEASE));
 	ASSERT_EQ(0, hold(w->ctl, TEST_HMM_AT_RELEASE_WAIT));
 	ASSERT_LT(0, start_caller(&unplug, w->ctl, TEST_HMM_DEVICE_UNPLUG));
 	ASSERT_EQ(0, wait_held(w->ctl, TEST_HMM_AT_RELEASE_WAIT));
+	EXPECT_EQ(0, resume(w->ctl, TEST_HMM_IN_RELEASE));
 	ASSERT_LT(0, start_caller(&p, w->fd, TEST_HMM_UNREGISTER));
 	EXPECT_TRUE(kmsg_await(kmsg, prefix,
 			       " waits for references to a mirror since "));
