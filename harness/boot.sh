@@ -44,7 +44,8 @@ cmdline="${cmdline//[$'\n\t']/ } hmm.job=$job hmm.args=$(printf '%s' "$*" | base
 captured() {
 	qemu "$1" -serial "file:$dir/console.log" \
 		-chardev file,id=out,path=/dev/stdout -device virtserialport,chardev=out,name=hmm.out \
-		-chardev "file,id=verdict,path=$dir/verdict" -device virtserialport,chardev=verdict,name=hmm.verdict
+		-chardev "file,id=verdict,path=$dir/verdict" -device virtserialport,chardev=verdict,name=hmm.verdict \
+		-chardev "file,id=data,path=$dir/data" -device virtserialport,chardev=data,name=hmm.data
 }
 
 # A KVM device that opens may still fail, hang or crawl: it counts only when a

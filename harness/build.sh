@@ -4,11 +4,12 @@
 # Builds the guest: kernel, modules, static programs, initramfs, from the source
 # that BASE or KDIR names, into out/$BASE/FLAVOUR.
 #
-# usage: harness/build.sh debug|kcsan|rt|pristine|lean|lean-pristine|lint
+# usage: harness/build.sh debug|kcsan|rt|coverage|pristine|lean|lean-pristine|lint
 # debug is the kernel with this project in it and most checkers, kcsan the one that
-# looks for data races, rt is debug with PREEMPT_RT; pristine is without this
-# project; lean and lean-pristine are these two without any checker, to be measured;
-# lint compiles its objects only, with W=1 and sparse, for their messages.
+# looks for data races, rt is debug with PREEMPT_RT, coverage counts which lines of this
+# project run; pristine is without this project; lean and lean-pristine are with and
+# without, and without any checker, to be measured; lint compiles this project's objects
+# only, with W=1 and sparse, for their messages.
 
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -22,15 +23,20 @@ case $flavour in
 debug | lint) fragments=(guest debug preempt tests hmm selftest) ;;
 rt) fragments=(guest debug tests hmm rt) unbuilt='^lib/test_hmm_range.c$' ;;
 kcsan) fragments=(guest kcsan preempt tests hmm) ;;
+coverage) fragments=(guest coverage preempt tests hmm) ;;
 pristine) fragments=(guest debug preempt pristine) programs=(tests) ;;
 lean) fragments=(guest lean lean-hmm) unbuilt='^lib/test_hmm.c$|_(kunit|torture).c$' programs=(unused) ;;
 lean-pristine) fragments=(guest lean lean-pristine) programs=(unused) ;;
-*) die "build: $flavour: no such flavour; use debug, kcsan, rt, pristine, lean, lean-pristine or lint" ;;
+*) die "build: $flavour: no such flavour; use debug, kcsan, rt, coverage, pristine, lean, lean-pristine or lint" ;;
 esac
 fragments=("${fragments[@]/%/.config}")
 
+# The counts of gcov are of two objects only: the makefiles of the kernel look for a
+# variable with the name of the object.
 kernel_make() {
-	make -C "$tree" O="$obj" ARCH=x86_64 -j "$JOBS" "$@"
+	local gcov=()
+	[[ $flavour != coverage ]] || gcov=(GCOV_PROFILE_hmm.o=y GCOV_PROFILE_test_hmm.o=y)
+	make -C "$tree" O="$obj" ARCH=x86_64 -j "$JOBS" "${gcov[@]}" "$@"
 }
 
 # A build that was cut short leaves files that look finished: those go.

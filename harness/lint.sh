@@ -101,6 +101,12 @@ named_tests() {
 		} | sort -u)
 }
 
+# Each fault of the list can still be made.
+mutants() {
+	"$HARNESS/mutate.py" check "$HARNESS/mutants/list" "$ROOT/mm/hmm.c"
+	comm -13 <("$HARNESS/mutate.py" names "$HARNESS/mutants/list" | cut -f1 | sort) <(data mutants/sample | sort)
+}
+
 # Addresses and paths of one machine have no place in the repository.
 places() {
 	cd "$ROOT"
@@ -142,4 +148,5 @@ check places places
 check spelling spelling
 check example example
 check tests named_tests
-((failed == 0)) || die "lint: $failed of 10 checks failed"
+check mutants mutants
+((failed == 0)) || die "lint: $failed of 11 checks failed"

@@ -20,7 +20,9 @@ uml_source() {
 }
 
 # uml_build NAME DIRECTORY FRAGMENT...: with the fragments, two CPUs if it can have
-# them; the log is in DIRECTORY. Sets obj, and parameters of a boot with these CPUs.
+# them, and the variables of make in uml_make; the log is in DIRECTORY. Sets obj, and
+# parameters of a boot with these CPUs.
+uml_make=()
 uml_build() {
 	local label="building Linux ${key#*_} (User Mode Linux, $1)" log=$2/build.log config=()
 	obj=$HMM_CACHE/build/$key-uml-$1
@@ -33,14 +35,16 @@ uml_build() {
 	[[ -d $obj ]] || need_space 2
 	# kunit.py makes the last directory of its path, and no other
 	mkdir -p "$2" "${obj%/*}"
-	if ! try "$label" "$log" uml_kunit build --build_dir="$obj" --jobs="$JOBS" "${config[@]/#/--kunitconfig=}"; then
+	if ! try "$label" "$log" uml_kunit build --build_dir="$obj" --jobs="$JOBS" \
+		"${uml_make[@]/#/--make_options=}" "${config[@]/#/--kunitconfig=}"; then
 		excerpt "$log"
 		if [[ ! -e $obj/.hmm-built ]] || ours_failed "$tree" "$log"; then
 			die "$label: failed; the whole output is in $log"
 		fi
 		say "the build failed outside this project's files: the cached build may be damaged; building from scratch"
 		rm -rf "$obj"
-		step "$label" "$log" uml_kunit build --build_dir="$obj" --jobs="$JOBS" "${config[@]/#/--kunitconfig=}"
+		step "$label" "$log" uml_kunit build --build_dir="$obj" --jobs="$JOBS" \
+		"${uml_make[@]/#/--make_options=}" "${config[@]/#/--kunitconfig=}"
 	fi
 	touch "$obj/.hmm-built"
 }

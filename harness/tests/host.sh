@@ -96,3 +96,24 @@ test_file_does_not_compile() {
 	fails 'mm/hmm.c:[0-9]+:2: error: #error broken on purpose' "$checkout/harness/build.sh" lint
 	holds test ! -e "$checkout/out/$BASE/lint/tree"
 }
+
+test_mutant_is_unknown() {
+	fails '^hmm: no-such-mutant: no such mutant' env ARGS=no-such-mutant "$HARNESS/mutants.sh"
+	fails '^hmm: ARGS: No/such/file: no file, directory or name' env ARGS=No/such/file "$HARNESS/mutants.sh"
+}
+
+test_mutant_does_not_apply() {
+	printf '%s\n' 'gone: its line is there no more' '@hmm_put' '<	no_such_line();' >"$work/list"
+	fails '^hmm: .*/list: gone: does not apply: hmm_put\(\): "no_such_line\(\);".* found 0 times, not once' \
+		"$HARNESS/mutate.py" check "$work/list" "$ROOT/mm/hmm.c"
+	printf '%s\n' 'lost: its function is there no more' '@no_such_function' '<	return;' >"$work/list"
+	fails '^hmm: .*/list: lost: does not apply: no function no_such_function\(\)' \
+		"$HARNESS/mutate.py" check "$work/list" "$ROOT/mm/hmm.c"
+}
+
+test_mutants_list_is_malformed() {
+	printf '%s\n' 'odd: a line that means nothing' '@hmm_put' '!	return;' >"$work/list"
+	fails '^hmm: .*/list:3: "!.*" is nothing that can stand here' "$HARNESS/mutate.py" names "$work/list"
+	printf '%s\n' 'twin: one' '@hmm_put' '<	x' 'twin: two' '@hmm_put' '<	x' >"$work/list"
+	fails '^hmm: .*/list:4: twin: a second mutant of that name' "$HARNESS/mutate.py" names "$work/list"
+}

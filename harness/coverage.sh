@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# make coverage: which lines and branches of mm/hmm.c and lib/test_hmm.c do KUnit,
+# selftests and torture reach, in guests of a kernel with gcov? The report is
+# out/$BASE/coverage/html, what is not reached of mm/hmm.c is named. Fails below 95 %
+# of its lines or 85 % of its branches; the last line is "N passed, N failed, N skipped".
+#
+# usage: [BASE=...] harness/coverage.sh
+
+set -euo pipefail
+# shellcheck source=lib.sh
+. "${BASH_SOURCE[0]%/*}/lib.sh"
+
+dir=$OUT/coverage
+log=$dir/coverage.log
+torture_seconds=60
+traces=()
+
+# traced NAME ARGUMENT...: one boot, with what it reached as a trace file of lcov.
+traced() {
+	local name=$1 file
+	shift
+	HMM_FLAVOUR=coverage HMM_KERNEL=$name run "$HARNESS/boot.sh" test "$@"
+	rm -rf "$dir/data"
+	mkdir -p "$dir/data"
+	tar -xf "$dir/$name/data" -C "$dir/data" || die "coverage: $name: the guest sent no counts; see $dir/$name/console.log"
+	for file in mm/hmm lib/test_hmm; do
+		[[ -s $dir/data/${file##*/}.gcda ]] || die "coverage: $name: no counts of $file.c: was it built with gcov?"
+		cp "$obj/$file.gcno" "$dir/data/"
+	done
+	lcov --quiet --capture --rc lcov_branch_coverage=1 --directory "$dir/data" --output-file "$dir/$name.info" >>"$log" 2>&1 ||
+		die "coverage: $name: lcov failed; the whole output is in $log"
+	traces+=(--add-tracefile "$dir/$name.info")
+}
+
+report() {
+	lcov --quiet --rc lcov_branch_coverage=1 "${traces[@]}" --output-file "$dir/all.info"
+	lcov --quiet --rc lcov_branch_coverage=1 --extract "$dir/all.info" '*/mm/hmm.c' '*/lib/test_hmm.c' \
+		--output-file "$dir/hmm.info"
+	rm -rf "$dir/html"
+	genhtml --quiet --branch-coverage --legend --title HMM --prefix "$tree" --output-directory "$dir/html" "$dir/hmm.info"
+}
+
+need lcov
+lock_out
+run "$HARNESS/build.sh" coverage
+# As build.sh has named them
+tree=$(cat "$dir/tree")
+obj=$(cat "$dir/obj")
+: >"$log"
+traced test own
+traced torture torture "$torture_seconds"
+report >>"$log" 2>&1 || { tail -n 20 "$log" >&2; die "coverage: no report; the whole output is in $log"; }
+awk -v root="$tree/" -v lines=95 -v branches=85 -v only=mm/hmm.c -f "$HARNESS/coverage.awk" "$dir/hmm.info"

@@ -1,0 +1,155 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# One mutant: builds the modules that its patch changes and boots one guest after
+# the other with them, until a test finds the fault or none is left. Writes
+# DIRECTORY/verdict: what became of it, who found it, seconds, a checksum of all that
+# this depends on; with tabs between.
+#
+# usage: harness/mutant.sh DIRECTORY (with its patch in it), from mutants.sh, which sets
+#	HMM_MUTANTS_OBJ		build directory of User Mode Linux
+#	HMM_MUTANTS_BASE	directory with the initramfs of all mutants, the boots, the limits
+
+set -euo pipefail
+# shellcheck source=lib.sh
+. "${BASH_SOURCE[0]%/*}/lib.sh"
+
+dir=$1
+obj=$HMM_MUTANTS_OBJ
+base=$HMM_MUTANTS_BASE
+begin=$SECONDS
+
+# verdict WHAT [WHO]
+verdict() {
+	printf '%s\t%s\t%s\t%s\n' "$1" "${2:-}" $((SECONDS - begin)) "$(cat "$dir/sum")" >"$dir/verdict.new"
+	mv "$dir/verdict.new" "$dir/verdict"
+	exit
+}
+
+# The sources as the patch makes them, flat, with a makefile of an external module:
+# neither the tree nor its build is touched, and many can be built at once.
+sources() {
+	local file c=() header=''
+	mkdir -p "$temp/repo" "$temp/module"
+	(cd "$ROOT" && tar -c mm lib include) | tar -x -C "$temp/repo"
+	if [[ -s $dir/patch ]]; then
+		patch --batch --forward --no-backup-if-mismatch -d "$temp/repo" -p1 <"$dir/patch" || return
+	fi
+	while read -r file; do
+		! cmp -s "$ROOT/$file" "$temp/repo/$file" || continue
+		if [[ $file == *.c ]]; then
+			c+=("$file")
+		else
+			header=yes
+		fi
+	done < <(data files | grep -E '^(mm|lib|include)/.*\.[ch]$')
+	if [[ $header ]]; then
+		mapfile -t c < <(data files | grep -E '^(mm|lib)/.*\.c$')
+	fi
+	for file in "${c[@]}"; do
+		cp "$temp/repo/$file" "$temp/module/"
+		echo "obj-m += $(basename "$file" .c).o" >>"$temp/module/Makefile"
+	done
+	((${#c[@]})) || return 0
+	cp "$temp"/repo/lib/*.h "$temp/module/"
+	# shellcheck disable=SC2016 # make expands it
+	echo 'NOSTDINC_FLAGS += -I$(src)/include' >>"$temp/module/Makefile"
+	cp -r "$temp/repo/include" "$temp/module/"
+}
+
+build() {
+	[[ -e $temp/module/Makefile ]] || return 0
+	make -C "$obj" ARCH=um M="$temp/module" modules
+}
+
+pack() {
+	mkdir -p "$temp/guest/lib/modules"
+	find "$temp/module" -maxdepth 1 -name '*.ko' -exec cp -t "$temp/guest/lib/modules" {} +
+	(cd "$temp/guest" && find . -type f | cpio -o -H newc --quiet -R 0:0) | cat "$base/initramfs" - >"$temp/initramfs"
+}
+
+# Whether the console says that it is over: sets who.
+look() {
+	local splat
+	who=$(awk -v cases="$cases" -f "$HARNESS/mutants.awk" "$console" | tr '\t' ' ')
+	[[ -z $who ]] || return 0
+	grep -q 'hmm-guest: init' "$console" || return 0
+	if ! awk -v from='hmm-guest: init' -f "$HARNESS/splats.awk" "$HARNESS/splats" "$console" >"$dir/splats"; then
+		# While the guest runs a test may be about to say what is missing
+		splat=$(grep '^splat' "$dir/splats" | grep -vE "${1:-^$}" | head -n 1) || :
+		[[ -z $splat ]] || who="$(running): ${splat#splat: }"
+	fi
+}
+
+running() {
+	awk -v cases="$cases" -v running=1 -f "$HARNESS/mutants.awk" "$console"
+}
+
+# boot NAME LIMIT SILENCE PARAMETER ARGUMENT...: one guest, which is ended as soon as anything
+# fails. Sets who, empty if nothing did, and the seconds that it took, and was silent.
+boot() {
+	local name=$1 limit=$2 longest=$3 parameter=$4 pid size=0 now start=$SECONDS said=$SECONDS
+	shift 4
+	console=$dir/$name.console
+	who=''
+	silent=0
+	: >"$console"
+	set -m
+	"$obj/linux" "initrd=$temp/initramfs" \
+		"${parameters[@]}" "$parameter" panic=-1 oops=panic hung_task_panic=1 loglevel=7 \
+		kunit.enable=1 kunit.autorun=1 hmm.job=test hmm.end=poweroff "hmm.args=$(printf '%s' "$*" | base64 -w0)" \
+		>"$console" 2>&1 </dev/null &
+	pid=$!
+	set +m
+	doomed=("-$pid")
+	while kill -0 "$pid" 2>/dev/null; do
+		sleep 0.3
+		now=$(stat -c %s "$console")
+		((SECONDS - said <= silent)) || silent=$((SECONDS - said))
+		if ((now > size)); then
+			size=$now
+			said=$SECONDS
+			look 'end-expect|an expected warning did not come'
+		elif ((SECONDS - said > longest)); then
+			who="$(running): hangs"
+		fi
+		((SECONDS - start <= limit)) || who="$(running): not done after $limit s"
+		[[ -z $who ]] || break
+	done
+	kill -9 -- "-$pid" 2>/dev/null || :
+	wait "$pid" 2>/dev/null || :
+	doomed=()
+	took=$((SECONDS - start))
+	[[ $who ]] || look
+	if [[ -z $who ]] && ! grep -q 'hmm-guest: pass' "$console"; then
+		who="$(running): the guest died"
+	fi
+}
+
+# Each line of "boots": name, limit, silence, kernel parameter, arguments of the guest.
+boots() {
+	local name limit silence parameter arguments attempt
+	while read -r name limit silence parameter arguments; do
+		for attempt in 1 2 3; do
+			# shellcheck disable=SC2086 # words
+			boot "$name" "$limit" "$silence" "$parameter" $arguments
+			# Else it is not the mutant's doing, which is not loaded yet
+			! grep -q 'hmm-guest: init' "$console" || break
+			say "${dir##*/}: $name: the guest did not come up ($attempt of 3)"
+		done
+		echo "$name $took $silent" >>"$dir/times"
+		[[ -z $who ]] || verdict killed "$who"
+		rm "$console"
+	done <"$base/boots"
+}
+
+temp mutant
+mapfile -t parameters <"$base/parameters"
+rm -f "$dir"/{verdict,times,*.console,splats}
+cases=$(sed -nE 's/^\tKUNIT_CASE(_SLOW)?\((.*)\),$/\2/p' "$ROOT/mm/tests/hmm_kunit.c" | paste -sd' ')
+sources >"$dir/log" 2>&1 || verdict invalid "does not apply: $(grep -m 1 -iE 'fail|malformed|garbage|can.t find' "$dir/log")"
+[[ ! -s $dir/patch || -e $temp/module/Makefile ]] || verdict invalid "changes nothing that is built here"
+build >>"$dir/log" 2>&1 || verdict invalid "does not build: $(grep -m 1 -E 'error|ERROR' "$dir/log")"
+pack
+boots
+verdict survived
