@@ -35,7 +35,8 @@
  *	hmm_srcu, read side		walks of mirrors: look, take a reference
  *	RCU, read side			walks of hmm_table, and mirror->hmm
  *
- * The others are spinlocks, held for a few lines; none is held over a callback.
+ * The rest, with a lock in their names, are spinlocks, held for a few lines. None of
+ * HMM's is held over a callback.
  * Those inside objects and of the table are taken with interrupts off: a driver may
  * call in under a lock that its interrupt takes.
  * hmm_device::lock and hmm::lock lie inside objects and so never hold off the
@@ -113,8 +114,8 @@
  * A that is synchronous runs ->release() itself. C first owns all that it can and
  * queues mirror->work for each, so that the releases of one device run side by side;
  * then it goes from one to the next and waits, or runs what no worker has begun. B
- * owns and runs one after the other, always with a worker on its way that does the
- * same (see hmm_mm_exit_standby()); then it waits like C. D only queues, and so does
+ * owns and runs one after the other, always with a worker on its way that has the next
+ * (see hmm_mm_exit_standby()); then it waits like C. D only queues, and so does
  * the other A, a moment later (see hmm_lazy_drain()). The losers among A, B and C that
  * have to wait take the work from the queue as well: a release never depends on a
  * worker that cannot be had, when memory is what exit is to give back.
@@ -126,8 +127,8 @@
  * the work, B and C. Together these have one reference. A that is synchronous waits
  * until all references are dropped, those of users among them; A that is not leaves
  * that to whoever drops the last. Then, for those who are about to find the number
- * of users at zero, a grace period of hmm_srcu since the unlink passes, and
- * hmm_mirror_finish() ends the mirror. So that comes after B's and C's last look.
+ * of users at zero, hmm_mirror_finish() sees that nobody walks, or has a grace period of
+ * hmm_srcu since the unlink pass, and ends the mirror. So that comes after B's and C's last look.
  *
  * B must find the mirror: hmm_mirror_register() holds mm_users until it is linked,
  * and until the notifier is in the interval tree, which mmu_interval_notifier_insert()
@@ -207,7 +208,7 @@ MODULE_PARM_DESC(report_seconds,
 #define HMM_DEVICE_MAX_MIRRORS	(UINT_MAX / 4)
 
 /* How long what need not be done at once is gathered, in jiffies */
-#define HMM_LAZY		1
+#define HMM_LAZY_DELAY		1
 
 /* How often who waits for a release looks whether it can run it, in jiffies */
 #define HMM_STEAL_AGAIN		(HZ / 10 ?: 1)
@@ -250,7 +251,7 @@ struct hmm {
 	spinlock_t lock;			/* mirrors (writers), mm_pins */
 	struct list_head mirrors;
 	int mm_pins;				/* see hmm_pin() */
-	bool standby;				/* see hmm_mm_exit_standby() */
+	unsigned int standby;			/* see hmm_mm_exit_standby() */
 	struct llist_node lazy;			/* see hmm_lazy_drain() */
 	struct work_struct free_work;
 	struct rcu_head rcu;
@@ -363,9 +364,12 @@ static void hmm_lazy_drain(void)
 	mutex_lock(&hmm_lazy_mutex);
 	for_each_possible_cpu(cpu) {
 		struct hmm_lazy *lazy = per_cpu_ptr(&hmm_lazy, cpu);
-		struct llist_node *mirrors = llist_del_all(&lazy->mirrors);
-		struct llist_node *hmms = llist_del_all(&lazy->hmms);
+		struct llist_node *mirrors, *hmms;
 
+		if (llist_empty(&lazy->mirrors) && llist_empty(&lazy->hmms))
+			continue;
+		mirrors = llist_del_all(&lazy->mirrors);
+		hmms = llist_del_all(&lazy->hmms);
 		llist_for_each_entry_safe(mirror, next_mirror,
 					  llist_reverse_order(mirrors), lazy)
 			queue_work(hmm_release_wq, &mirror->work);
@@ -387,7 +391,7 @@ static void hmm_lazy_add(struct llist_node *node, struct llist_head *list)
 {
 	/* If it was not empty, who made it so has seen to this, and it is yet to come */
 	if (llist_add(node, list))
-		queue_delayed_work(hmm_mm_wq, &hmm_lazy_work, HMM_LAZY);
+		schedule_delayed_work(&hmm_lazy_work, HMM_LAZY_DELAY);
 }
 
 #ifdef CONFIG_HMM_TEST_POINTS
@@ -408,7 +412,7 @@ static void hmm_point(enum hmm_test_point point, struct hmm_mirror *mirror)
 
 /**
  * hmm_test_set_hook() - Have a function called at each test point.
- * @hook: What to call; may sleep.
+ * @hook: What to call; may sleep where include/linux/hmm_test.h says no other.
  *
  * Context: Any context.
  * Return:
@@ -827,8 +831,8 @@ static struct hmm_device *hmm_device_get(struct hmm_device *device)
  * Pins:          mm_count and the device, until hmm_mirror_finish().
  * Dead when:     unlinked from hmm::mirrors and hmm_device::mirrors, by the owner
  *                of the release: nobody finds it from then on.
- * Freed by:      hmm_mirror_finish(), after the last reference is dropped and a
- *                grace period of hmm_srcu since the unlink.
+ * Freed by:      hmm_mirror_finish(), after the last reference is dropped, and nobody
+ *                walks or a grace period of hmm_srcu since the unlink has passed.
  */
 
 static bool hmm_mirror_use(struct hmm_mirror *mirror)
@@ -1113,12 +1117,16 @@ static void hmm_mirror_unlink(struct hmm_mirror *mirror)
 	hmm_put(hmm);
 }
 
-/* For the owner. */
-static void hmm_mirror_call_release(struct hmm_mirror *mirror)
+/*
+ * For the owner, who is a user and stays one until this returned: complete_all()
+ * may touch @mirror after the waiters it woke have gone.
+ */
+static void hmm_mirror_release(struct hmm_mirror *mirror)
 {
 	struct hmm_device *device = mirror->device;
 	struct hmm_callback callback;
 	ktime_t start = ktime_get();
+	int step;
 
 	hmm_point(HMM_POINT_RELEASE_OWNED, mirror);
 	hmm_callback_enter(&callback, device, "->release()");
@@ -1128,27 +1136,12 @@ static void hmm_mirror_call_release(struct hmm_mirror *mirror)
 	trace_hmm_release(device->name, mirror, mirror->mm,
 			  READ_ONCE(mirror->reason),
 			  ktime_to_ns(ktime_sub(ktime_get(), start)));
-}
-
-/*
- * For the owner, who is a user and stays one until this returned: complete_all()
- * may touch @mirror after the waiters it woke have gone.
- */
-static void hmm_mirror_end_release(struct hmm_mirror *mirror)
-{
-	int step;
 
 	hmm_mirror_unlink(mirror);
 	complete_all(&mirror->released);
 	step = atomic_xchg(&mirror->due, HMM_RELEASED);
 	if (step >= 0)
 		hmm_step_end(step);
-}
-
-static void hmm_mirror_release(struct hmm_mirror *mirror)
-{
-	hmm_mirror_call_release(mirror);
-	hmm_mirror_end_release(mirror);
 }
 
 /* For the owner, who is a user; the work becomes one, and owner in its stead. */
@@ -1177,10 +1170,14 @@ static bool hmm_mirror_steal(struct hmm_mirror *mirror)
  *
  * They are to run side by side, as any of them may sleep; but most do not, and then a
  * worker for each costs more than all of them. So there is only one on its way at a
- * time, the standby, with a release of its own. Before who runs a release calls the
- * driver, it sees to it that there is a standby; and it goes on to the next release
- * that nobody owns. When the standby begins it does the same. Thus if a release sleeps
- * there is somebody for the next one, and if none does, one thread runs them all.
+ * time, the standby, with a release of its own. Who runs a release sees to it, before it
+ * calls the driver, that there is a standby: so if a release sleeps there is somebody
+ * for the next one. The task that exits goes on to what nobody owns; if no release sleeps
+ * it is through with most of them before the workers begin.
+ *
+ * A worker has one release and ends. The workqueue takes work with the same address and
+ * function for the one that runs, and puts it behind that: who is given the memory of
+ * the mirror next is not to wait for the releases of others.
  */
 
 /* Own a release that nobody owns yet. The caller becomes a user. */
@@ -1208,13 +1205,12 @@ static struct hmm_mirror *hmm_mm_exit_next(struct hmm *hmm)
 	return next;
 }
 
-/* For who has a mirror that is linked, or is in the exit itself: @hmm stays. */
 static void hmm_mm_exit_standby(struct hmm *hmm)
 {
 	struct hmm_mirror *mirror;
 
 	/* Looked at first, as it is there nearly always */
-	if (READ_ONCE(hmm->standby) || xchg(&hmm->standby, true))
+	if (READ_ONCE(hmm->standby) || xchg(&hmm->standby, 1))
 		return;
 
 	mirror = hmm_mm_exit_next(hmm);
@@ -1222,42 +1218,20 @@ static void hmm_mm_exit_standby(struct hmm *hmm)
 		hmm_mirror_queue_release(mirror, hmm_many_wq);
 		hmm_mirror_unuse(mirror);
 	} else {
-		WRITE_ONCE(hmm->standby, false);
+		WRITE_ONCE(hmm->standby, 0);
 	}
 }
 
 /*
- * @mirror, and what nobody owns after it. For its owner, who is a user until then. As
- * long as the owner has a mirror that is linked, @hmm stays.
- */
-static void hmm_mm_exit_run(struct hmm *hmm, struct hmm_mirror *mirror)
-{
-	struct hmm_mirror *next;
-
-	do {
-		hmm_mm_exit_standby(hmm);
-		hmm_mirror_call_release(mirror);
-		next = hmm_mm_exit_next(hmm);
-		hmm_mirror_end_release(mirror);
-		hmm_point(HMM_POINT_EXIT_DONE, mirror);
-		/* Pairs with hmm_mm_exit_next(), or hmm_mirror_queue_release() */
-		hmm_mirror_unuse(mirror);
-		hmm_point(HMM_POINT_EXIT_DROPPED, NULL);
-		mirror = next;
-	} while (mirror);
-}
-
-/*
  * For the owner of a release that was the standby's: it has begun, or this was taken
- * from it. The next one is needed.
+ * from it. The next one is needed. @mirror is linked, and so keeps its struct hmm.
  */
-static struct hmm *hmm_mm_exit_standby_gone(struct hmm_mirror *mirror)
+static void hmm_mm_exit_standby_gone(struct hmm_mirror *mirror)
 {
 	struct hmm *hmm = rcu_dereference_protected(mirror->hmm, true);
 
-	WRITE_ONCE(hmm->standby, false);
+	WRITE_ONCE(hmm->standby, 0);
 	hmm_mm_exit_standby(hmm);
-	return hmm;
 }
 
 /*
@@ -1275,7 +1249,8 @@ static void hmm_mirror_settle(struct hmm_mirror *mirror)
 		if (READ_ONCE(mirror->async))
 			hmm_lazy_drain();
 		if (hmm_mirror_steal(mirror)) {
-			if (mirror->reason == HMM_RELEASE_MM_EXIT)
+			if (READ_ONCE(mirror->reason) ==
+			    HMM_RELEASE_MM_EXIT)
 				hmm_mm_exit_standby_gone(mirror);
 			hmm_mirror_release(mirror);
 			/* Pairs with hmm_mirror_queue_release() */
@@ -1298,10 +1273,8 @@ static void hmm_mirror_release_work(struct work_struct *work)
 {
 	struct hmm_mirror *mirror = container_of(work, struct hmm_mirror, work);
 
-	if (mirror->reason == HMM_RELEASE_MM_EXIT) {
-		hmm_mm_exit_run(hmm_mm_exit_standby_gone(mirror), mirror);
-		return;
-	}
+	if (READ_ONCE(mirror->reason) == HMM_RELEASE_MM_EXIT)
+		hmm_mm_exit_standby_gone(mirror);
 	hmm_mirror_release(mirror);
 	/* Pairs with hmm_mirror_queue_release() */
 	hmm_mirror_unuse(mirror);
@@ -1340,9 +1313,13 @@ static void hmm_mm_exit(struct hmm *hmm)
 {
 	struct hmm_mirror *mirror;
 
-	mirror = hmm_mm_exit_next(hmm);
-	if (mirror)
-		hmm_mm_exit_run(hmm, mirror);
+	while ((mirror = hmm_mm_exit_next(hmm))) {
+		hmm_mm_exit_standby(hmm);
+		hmm_mirror_release(mirror);
+		hmm_point(HMM_POINT_EXIT_DONE, mirror);
+		hmm_mirror_unuse(mirror);
+		hmm_point(HMM_POINT_EXIT_DROPPED, NULL);
+	}
 
 	while ((mirror = hmm_first_mirror(hmm))) {
 		hmm_mirror_settle(mirror);
@@ -1461,8 +1438,8 @@ static struct hmm *hmm_get(struct mm_struct *mm)
  */
 
 /*
- * Nobody has a reference, and once the grace period is over nobody looks whether
- * there is a user. The device goes last: with its reference dropped, the module of
+ * Nobody has a reference, and once no walk is left that began before the unlink nobody
+ * looks whether there is a user. The device goes last: with its reference dropped, the module of
  * the driver may be unloaded.
  */
 static void hmm_mirror_finish(struct hmm_mirror *mirror)
@@ -2286,7 +2263,7 @@ static int __init hmm_init(void)
 	hmm_free_wq = alloc_workqueue("hmm_free", WQ_UNBOUND, WQ_MAX_ACTIVE);
 	/* The last: what says that there is all that devices need */
 	if (hmm_many_wq && hmm_release_wq && hmm_free_wq)
-		hmm_mm_wq = alloc_workqueue("hmm_mm", WQ_UNBOUND, 0);
+		hmm_mm_wq = alloc_workqueue("hmm_mm", WQ_UNBOUND, WQ_MAX_ACTIVE);
 	if (!hmm_mm_wq) {
 		hmm_destroy_queues();
 		return -ENOMEM;
