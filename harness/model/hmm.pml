@@ -45,7 +45,7 @@
  *	hmm_mirror_settle()			the loser: waits, or steals the work as
  *						in hmm_mirror_steal()
  *	hmm_mirror_release_work()		the worker of it
- *	hmm_mm_exit_begin()			exit: the walk that owns releases
+ *	hmm_mm_exit_next()			exit: the walk that owns releases
  *	hmm_first_mirror()			exit: who is still linked
  *	hmm_mm_exit()				exit: the two of them, and the waits
  *	hmm_free_work()				removal of the notifier, kfree_rcu()
@@ -104,6 +104,12 @@
  *   one does.
  * - That a driver calls into a device only while it is there is up to the driver:
  *   it frees it after all calls that it let in have looked (coming).
+ * - Exit owns one release after the other, and has one worker on its way
+ *   (hmm_mm_exit_standby()). Here it owns at first all that it can, and queues all but
+ *   one: that others own what it has not come to is what they do before it begins. That
+ *   there is always a worker for the next one is for the tests.
+ * - What is gathered for a moment (hmm_lazy_add()) is queued at once. Who waits for it
+ *   empties the lists first (hmm_lazy_drain()), which is for the tests as well.
  * - Liveness: a deadlock is found, and that a loop of exit or unplug comes around
  *   without a mirror less. Fairness, time and who delays whom are for the tests.
  *
@@ -649,7 +655,7 @@ inline hmm_first_mirror(i)
 	srcu_read_unlock(EXITS)
 }
 
-inline hmm_mm_exit_begin(i)
+inline hmm_mm_exit_next(i)
 {
 	srcu_read_lock(EXITS);
 	d_step { HMM(i); m = FIRST(i) };
@@ -679,7 +685,7 @@ inline hmm_mm_exit_begin(i)
 
 inline hmm_mm_exit(i)
 {
-	hmm_mm_exit_begin(i);
+	hmm_mm_exit_next(i);
 	if
 	:: first < NM ->
 		hmm_mirror_release(first);
@@ -1245,13 +1251,12 @@ proctype unplug(byte d, last)
 				atomic {
 					assert(DEV(0) != d || !mirror[0].releasing);
 					assert(DEV(1) != d || !mirror[1].releasing);
-					device[d].unplugged = true;
 					m = 0
 				};
 				hmm_device_put(d)
 			:: else
 			fi;
-			d++
+			d_step { device[d].unplugged = true; d++ }
 		od;
 		calls--
 	};
