@@ -31,6 +31,7 @@
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
+#include <linux/smp.h>
 #include <linux/spinlock.h>
 #include <linux/workqueue.h>
 
@@ -524,9 +525,13 @@ static void hmm_mirror_register_again(struct kunit *test)
 	/* And nobody waits as for the first two */
 	KUNIT_EXPECT_EQ(test, hmm_mirror_register(&context->mirror, &other->hmm,
 						  mm), 0);
+	hmm_mirror_get(&context->mirror);
 	hmm_mirror_unregister_async(&context->mirror);
 	hmm_synchronize();
 	KUNIT_EXPECT_EQ(test, atomic_read(&context->nr_release), 3);
+	KUNIT_EXPECT_EQ(test, atomic_read(&context->nr_free), 0);
+	hmm_mirror_put(&context->mirror);
+	hmm_synchronize();
 	KUNIT_EXPECT_EQ(test, atomic_read(&context->nr_free), 1);
 
 	atomic_set(&context->nr_release, 0);
@@ -2366,6 +2371,79 @@ static void hmm_releases_overlap_when_a_queued_one_is_taken(struct kunit *test)
 	scene_end(test, &blocked, PATH_EXIT, PATH_EXIT);
 }
 
+static void kill_here(void *context)
+{
+	hmm_mirror_kill(&((struct gpu_context *)context)->mirror);
+}
+
+static void tell_and_wait_in_release(struct gpu_context *context)
+{
+	complete_all(&context->other->entered);
+	wait_in_release(context);
+}
+
+/*
+ * G9. A worker that ran a release of an exit has nothing to do with the next ones: the
+ * workqueue takes work with the address of what it began with for that, and puts it
+ * behind them. Who has the memory now is on another address space.
+ */
+static void hmm_kill_is_not_behind_an_exit(struct kunit *test)
+{
+	struct gpu_context *reused, *slow[2];
+	struct mm_struct *mm = mm_new(test);
+	struct scene s = {};
+	struct job exit;
+	int cpu, i;
+
+	scene_set(test, &s);
+	s.context->in_release = wait_in_release;
+	reused = context_register(test, s.gpu, s.mm);
+	reused->in_release = wait_in_release;
+	for (i = 0; i < ARRAY_SIZE(slow); i++) {
+		slow[i] = context_register(test, s.gpu, s.mm);
+		slow[i]->other = s.context;
+		slow[i]->in_release = tell_and_wait_in_release;
+	}
+	/* The worker of the second is the only one, and the next would be its own */
+	hmm_test_set_workers(1);
+	scene_start(&s, &exit, PATH_EXIT);
+	KUNIT_EXPECT_TRUE(test, context_entered(s.context));
+	KUNIT_EXPECT_TRUE(test, context_entered(reused));
+	reinit_completion(&s.context->entered);
+	complete_all(&reused->came);
+	KUNIT_EXPECT_TRUE(test, context_entered(s.context));
+	hmm_test_set_workers(0);
+	for (i = 0; i < ARRAY_SIZE(slow); i++)
+		KUNIT_EXPECT_TRUE(test, context_entered(slow[i]));
+
+	hmm_mirror_unregister(&reused->mirror);
+	KUNIT_EXPECT_EQ(test, atomic_read(&reused->nr_release), 1);
+	/* A CPU has its own workers, or shares those of some others */
+	for_each_online_cpu(cpu) {
+		memset(reused, 0, sizeof(*reused));
+		init_completion(&reused->entered);
+		KUNIT_EXPECT_EQ(test, hmm_mirror_register(&reused->mirror,
+							  &s.gpu->hmm, mm), 0);
+		KUNIT_EXPECT_EQ(test, smp_call_function_single(cpu, kill_here,
+							       reused, 1), 0);
+		KUNIT_EXPECT_TRUE(test, context_entered(reused));
+		hmm_mirror_unregister(&reused->mirror);
+		KUNIT_EXPECT_EQ(test, reused->reason, HMM_RELEASE_ERROR);
+	}
+
+	complete_all(&s.context->came);
+	for (i = 0; i < ARRAY_SIZE(slow); i++)
+		complete_all(&slow[i]->came);
+	KUNIT_EXPECT_TRUE(test, job_end(&exit));
+	kfree(reused);
+	for (i = 0; i < ARRAY_SIZE(slow); i++) {
+		hmm_mirror_unregister(&slow[i]->mirror);
+		context_end(test, slow[i], HMM_RELEASE_MM_EXIT, 1);
+	}
+	mmput(mm);
+	scene_end(test, &s, PATH_EXIT, PATH_EXIT);
+}
+
 /*
  * G9. What an asynchronous unregister leaves for later is not behind an mm that cannot
  * be let go of, as it is being invalidated.
@@ -2745,10 +2823,11 @@ static void hmm_devices_take_each_lock(struct kunit *test)
 	gate_close(HMM_POINT_RELEASE_WAIT);
 	lock_between(test, &s.gpu->hmm.lock, GATE_BEFORE_JOB,
 		     HMM_POINT_RELEASE_OWNED);
+	/* Found while it is linked: the worker that is held may not go on before */
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_RELEASE_WAIT));
 	hmm_mirror_kill(&s.context->mirror);
 	gate_open(HMM_POINT_RELEASE_OWNED);
 	hmm_synchronize();
-	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_RELEASE_WAIT));
 	lock_between(test, &s.gpu->hmm.lock, HMM_POINT_RELEASE_WAIT,
 		     HMM_POINT_UNPLUG_DONE);
 	lock_ends(test, &job, HMM_POINT_UNPLUG_DONE);
@@ -2982,8 +3061,10 @@ static void hmm_put_of_what_was_not_taken_is_refused(struct kunit *test)
 
 	expect_warning("hmm_mirror_put.* of what was not taken",
 		       hmm_mirror_put(&context->mirror));
-	/* The pin is another's: it stays */
+	/* The pin is another's: it stays; that of its own is gone */
 	KUNIT_EXPECT_TRUE(test, hmm_mirror_mm_get(&pinned->mirror));
+	KUNIT_EXPECT_TRUE(test, hmm_mirror_mm_get(&context->mirror));
+	hmm_mirror_mm_put(&context->mirror);
 	expect_warning("hmm_mirror_mm_put.* of what is not pinned",
 		       hmm_mirror_mm_put(&context->mirror));
 	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_users), 2);
@@ -3101,6 +3182,7 @@ static struct kunit_case hmm_kunit_cases[] = {
 	KUNIT_CASE(hmm_releases_of_exit_and_unplug_overlap),
 	KUNIT_CASE(hmm_releases_of_one_exit_all_overlap),
 	KUNIT_CASE(hmm_releases_overlap_when_a_queued_one_is_taken),
+	KUNIT_CASE(hmm_kill_is_not_behind_an_exit),
 	KUNIT_CASE(hmm_async_release_beside_an_mm_in_use),
 	KUNIT_CASE(hmm_releases_of_two_processes_overlap),
 	KUNIT_CASE(hmm_find_gives_live_mirrors_only),
