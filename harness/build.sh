@@ -18,9 +18,9 @@ set -euo pipefail
 flavour=$1
 log=$OUT/$flavour/build.log
 unbuilt='^$'		# what this flavour does not build of our files
-programs=(demo torture tests)	# see programs.mk
+programs=(demo fuzz torture tests)	# see programs.mk
 case $flavour in
-debug | lint) fragments=(guest debug preempt tests hmm selftest) ;;
+debug | lint) fragments=(guest debug preempt tests hmm selftest kcov) ;;
 rt) fragments=(guest debug tests hmm rt) unbuilt='^lib/test_hmm_range.c$' ;;
 kcsan) fragments=(guest kcsan preempt tests hmm) ;;
 coverage) fragments=(guest coverage preempt tests hmm) ;;
@@ -31,12 +31,13 @@ lean-pristine) fragments=(guest lean lean-pristine) programs=(unused) ;;
 esac
 fragments=("${fragments[@]/%/.config}")
 
-# The counts of gcov are of two objects only: the makefiles of the kernel look for a
-# variable with the name of the object.
+# What gcov counts and KCOV traces are two objects only: the makefiles of the kernel
+# look for a variable with the name of the object.
 kernel_make() {
-	local gcov=()
-	[[ $flavour != coverage ]] || gcov=(GCOV_PROFILE_hmm.o=y GCOV_PROFILE_test_hmm.o=y)
-	make -C "$tree" O="$obj" ARCH=x86_64 -j "$JOBS" "${gcov[@]}" "$@"
+	local only=()
+	[[ $flavour != coverage ]] || only=(GCOV_PROFILE_hmm.o=y GCOV_PROFILE_test_hmm.o=y)
+	[[ $flavour != debug ]] || only=(KCOV_INSTRUMENT_hmm.o=y KCOV_INSTRUMENT_test_hmm.o=y)
+	make -C "$tree" O="$obj" ARCH=x86_64 -j "$JOBS" "${only[@]}" "$@"
 }
 
 # A build that was cut short leaves files that look finished: those go.

@@ -73,8 +73,21 @@ trap 'exit 143' TERM HUP
 choose_flavour() {
 	[[ $KCSAN$RT =~ ^(1?)$ ]] || die "KCSAN=$KCSAN RT=$RT: one of them may be 1"
 	flavour=debug
-	[[ -z $KCSAN ]] || flavour=kcsan
+	if [[ $KCSAN ]]; then
+		flavour=kcsan
+		# It was seen to take 108 s to init, on a machine that had nothing else to do
+		export HMM_BOOT_LIMIT=${HMM_BOOT_LIMIT:-300}
+	fi
 	[[ -z $RT ]] || flavour=rt
+}
+
+# How long, and with which choices, random tests run. Sets minutes and seed.
+choose_seed() {
+	minutes=${MINUTES:-1}
+	[[ $minutes =~ ^[1-9][0-9]{0,3}$ ]] || die "MINUTES=$minutes: not a number from 1 to 9999"
+	seed=${SEED:-$((SRANDOM % 999999999 + 1))}
+	[[ $seed =~ ^[1-9][0-9]{0,8}$ ]] || die "SEED=$seed: not a number from 1 to 999999999"
+	[[ -z $RT ]] || die "RT=$RT: only make test takes it"
 }
 
 # run COMMAND...: another script, in the foreground; a signal to this one ends both.
@@ -198,7 +211,7 @@ ours_failed() {
 	while read -r file; do
 		file=$(land "$file" "$1")
 		! grep -qE "${file//./\\.}:([0-9]|\()|modpost: .*\[${file%.c}\.ko\]" "$2" || return 0
-	done < <(data files; printf "%s\n" demo.c torture.c)
+	done < <(data files; printf "%s\n" demo.c fuzz.c torture.c)
 	return 1
 }
 

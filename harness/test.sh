@@ -27,8 +27,7 @@ first=$ARGS
 [[ ! $RT ]] || first=${ARGS:-own}
 if [[ $KCSAN ]]; then
 	first=${ARGS:=own}
-	# It was seen to take 108 s to init, on a machine that had nothing else to do
-	export HMM_BOOT_LIMIT=${HMM_BOOT_LIMIT:-300} HMM_LIMIT=${HMM_LIMIT:-1200}
+	export HMM_LIMIT=${HMM_LIMIT:-1200}
 fi
 lock_out
 run "$HARNESS/build.sh" "$flavour"

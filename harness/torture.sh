@@ -4,10 +4,10 @@
 # make torture: random operations on HMM for MINUTES. First in User Mode Linux, where
 # BASE has it with two CPUs: kernel threads, with KASAN and lockdep. Then in QEMU, on
 # the debug kernel or with KCSAN=1 on the one that looks for data races: kernel threads
-# and processes in turn. SEED=N makes the same choices again. The last line is
-# "N passed, N failed, N skipped".
+# and processes in turn. SEED=N makes the same choices again, ARGS=uml or ARGS=qemu
+# leaves the other out. The last line is "N passed, N failed, N skipped".
 #
-# usage: [BASE=...] [KCSAN=1] [MINUTES=N] [SEED=N] harness/torture.sh
+# usage: [BASE=...] [KCSAN=1] [MINUTES=N] [SEED=N] [ARGS=uml|qemu] harness/torture.sh
 
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -15,11 +15,8 @@ set -euo pipefail
 # shellcheck source=uml.sh
 . "$HARNESS/uml.sh"
 
-minutes=${MINUTES:-1}
-[[ $minutes =~ ^[1-9][0-9]{0,3}$ ]] || die "MINUTES=$minutes: not a number from 1 to 9999"
-seed=${SEED:-$((SRANDOM % 999999999 + 1))}
-[[ $seed =~ ^[1-9][0-9]{0,8}$ ]] || die "SEED=$seed: not a number from 1 to 999999999"
-[[ -z $RT ]] || die "RT=$RT: torture does not take it"
+choose_seed
+[[ $ARGS =~ ^(uml|qemu|)$ ]] || die "ARGS=$ARGS: torture takes uml or qemu"
 
 dir=$OUT/torture
 status=0
@@ -61,19 +58,25 @@ uml() {
 	echo "$result 1 kernel seed $seed"
 }
 
+qemu() {
+	local boot=torture
+	run "$HARNESS/build.sh" "$flavour"
+	# A data race in the rest of the kernel is no reason to stop
+	[[ $KCSAN ]] || boot+=" panic_on_warn=1"
+	HMM_FLAVOUR=$flavour HMM_KERNEL=$boot HMM_LIMIT=$((minutes * 240 + 600)) \
+		run "$HARNESS/boot.sh" torture "$seed" "$minutes" || status=1
+	streams+=("$OUT/$flavour/torture/out.ktap")
+}
+
 choose_flavour
 lock_out
 mkdir -p "$dir"
-echo "# seed $seed; the same again: make torture MINUTES=$minutes SEED=$seed BASE=$BASE${KCSAN:+ KCSAN=1}"
-uml >"$dir/uml.ktap"
-cat "$dir/uml.ktap"
-streams+=("$dir/uml.ktap")
-run "$HARNESS/build.sh" "$flavour"
-boot=torture
-# A data race in the rest of the kernel is no reason to stop
-[[ $KCSAN ]] || boot+=" panic_on_warn=1"
-HMM_FLAVOUR=$flavour HMM_KERNEL=$boot HMM_LIMIT=$((minutes * 240 + 600)) \
-	run "$HARNESS/boot.sh" torture "$seed" "$minutes" || status=1
-streams+=("$OUT/$flavour/torture/out.ktap")
+echo "# seed $seed; the same again: make torture MINUTES=$minutes SEED=$seed BASE=$BASE${KCSAN:+ KCSAN=1}${ARGS:+ ARGS=$ARGS}"
+if [[ $ARGS != qemu ]]; then
+	uml >"$dir/uml.ktap"
+	cat "$dir/uml.ktap"
+	streams+=("$dir/uml.ktap")
+fi
+[[ $ARGS == uml ]] || qemu
 awk -f "$HARNESS/ktap.awk" -v bad="$status" "${streams[@]}" || status=1
 exit "$status"
