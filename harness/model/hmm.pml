@@ -33,7 +33,11 @@
  *	hmm_device_get(), hmm_device_put()	kref of the device; the last tells
  *						who waits: hmm_device_unused()
  *	hmm_put()				kref of the struct hmm; the last
- *						unhashes and queues: hmm_unused()
+ *						unhashes and gathers: hmm_unused()
+ *	hmm_lazy_add()				onto the list; if that was empty,
+ *						the delayed work is seen to
+ *	hmm_lazy_drain()			takes what is on the lists, queues it
+ *	hmm_lazy_work_fn()			the delayed worker
  *	hmm_mirror_use(), hmm_mirror_unuse()	users, and the last of them
  *	hmm_mirror_put()			kref of the mirror
  *	hmm_mirror_unused()			the last reference: who waits is told,
@@ -42,15 +46,23 @@
  *	hmm_mirror_release()			->release(), in two steps, then
  *	hmm_mirror_unlink()			off both lists, and what comes with it
  *	hmm_mirror_queue_release()		a user for the work, and the work
+ *	hmm_mm_exit_next()			exit: the walk that owns one release,
+ *						from hmm_walk_begin() to
+ *						hmm_walk_end()
+ *	hmm_mm_exit_standby()			exit: a worker on its way, with a
+ *						release of its own, if there is none
+ *	hmm_mm_exit_standby_gone()		exit: it has begun, or its release was
+ *						taken from it; the next is needed
  *	hmm_mirror_settle()			the loser: waits, or steals the work as
  *						in hmm_mirror_steal()
  *	hmm_mirror_release_work()		the worker of it
- *	hmm_mm_exit_next()			exit: the walk that owns releases
  *	hmm_first_mirror()			exit: who is still linked
- *	hmm_mm_exit()				exit: the two of them, and the waits
+ *	hmm_mm_exit()				exit: what nobody owns, and then the
+ *						waits
  *	hmm_free_work()				removal of the notifier, kfree_rcu()
- *	hmm_mirror_finish()			grace period, list, ->free(), mmdrop(),
- *						reference on the device
+ *	hmm_mirror_finish()			grace period, or hmm_nobody_walks();
+ *						list, ->free(), mmdrop(), reference on
+ *						the device
  *	hmm_mirror_free_work()			the worker of it
  *	hmm_mirror_own_registration()		with hmm_device_forget()
  *	hmm_mirror_unregister()			removal path A
@@ -84,8 +96,8 @@
  *   Hence nothing here stands for the second look of hmm_device_get() at the state.
  * - A grace period is the least that it may be: it waits for those who were inside
  *   when the mirror was unlinked. Whether that is by waiting, or by seeing that one
- *   has passed or that nobody is inside, is the same here. Likewise of RCU. Of
- *   hmm_steps a reader is counted in the phase in which it began.
+ *   has passed or that nobody is inside (hmm_nobody_walks()), is the same here.
+ *   Likewise of RCU. Of hmm_steps a reader is counted in the phase in which it began.
  * - A completion on the stack of who waits is a bit that nobody frees: complete()
  *   is through with it before the waiter is.
  * - Lists are walked in the order of the mirrors' numbers. A walker on a mirror that
@@ -95,6 +107,32 @@
  *   calls and what there is: tests have these, the protocol does not depend on them.
  * - A workqueue has a thread for each work, which may come late; scenes without
  *   workers() are those in which it never comes. A work is queued once at a time.
+ * - What is gathered is on one list of mirrors and one of struct hmm, not on two for each
+ *   processor. So the delayed work is seen to no more often than it is. A drain takes
+ *   both in one step and queues all in another: who comes while it goes from one
+ *   processor to the next is as if that had come before or after. To add to a list and to
+ *   see to the delayed work is one step: a drain between the two only leaves that work
+ *   nothing to do, and who adds between them comes no later than that work.
+ * - The delayed worker may come at once. Where MOMENT says so it does not before all
+ *   calls have returned, so that nobody who waits may depend on it. That is more than
+ *   HMM promises: an hmm_mirror_unregister_async() that is under way when
+ *   hmm_device_unregister() or hmm_synchronize() drains may be too late for that, and
+ *   then it is the delayed worker that they wait for. So where nobody else settles the
+ *   mirror these two begin later (CLOSE, SYNCHRONIZE).
+ * - Who settles a mirror drains if that one is gathered, not each time that it looks;
+ *   what it queues besides is what the delayed worker may do at any time. How long it
+ *   sleeps between two looks is not here: it sees at once what it could see.
+ * - A walk begins with its first look: to begin earlier only makes others wait longer.
+ *   Each thread that may walk has a bit of its own.
+ * - hmm::standby is looked at and set in one step. That it is looked at before is for
+ *   speed.
+ * - Two mirrors are enough, but for this: that who begins with a standby, or takes it,
+ *   sees to the next one needs a third. It is in a scene of its own, in which no
+ *   release returns before all have begun.
+ * - What is left to the coarse scene, or to one of fewer objects: where two registers
+ *   meet there is no worker for a release and no unplug, and the device goes last.
+ *   Beside an hmm_synchronize() that may come at any time there is a kill, and the device
+ *   goes last; or an hmm_mirror_unregister_async().
  * - A release may take as long as it likes. It calls nothing of HMM: what it may call
  *   are calls of their own here, that come at any time.
  * - Objects are not registered again: what is private to who has the object needs no
@@ -104,12 +142,6 @@
  *   one does.
  * - That a driver calls into a device only while it is there is up to the driver:
  *   it frees it after all calls that it let in have looked (coming).
- * - Exit owns one release after the other, and has one worker on its way
- *   (hmm_mm_exit_standby()). Here it owns at first all that it can, and queues all but
- *   one: that others own what it has not come to is what they do before it begins. That
- *   there is always a worker for the next one is for the tests.
- * - What is gathered for a moment (hmm_lazy_add()) is queued at once. Who waits for it
- *   empties the lists first (hmm_lazy_drain()), which is for the tests as well.
  * - Liveness: a deadlock is found, and that a loop of exit or unplug comes around
  *   without a mirror less. Fairness, time and who delays whom are for the tests.
  *
@@ -153,9 +185,47 @@
 		calls++; WITH(unregister(0, 1)); WITH(device_unregister(0))
 #endif
 
+#ifdef SCENE_standby
+#define NM		3
+#define DEV(m)		0
+#define FREE		0
+#define MEANWHILE(m)	mirror[0].releases + mirror[1].releases + mirror[2].releases == 3
+#define MAY_END(m)	(m == 1 || pages_freed)
+#define SCENE	live_mirror(0); release_worker(0); live_mirror(1); release_worker(1); \
+		live_mirror(2); release_worker(2); device[1].gone = true; \
+		WITH(exit_mmap()); \
+		WITH(unregister(0, 0)); WITH(unregister(1, 1)); WITH(unregister(2, 2)); \
+		WITH(device_unregister(0))
+#endif
+
+#ifdef SCENE_gathered
+#define DEV(m)		0
+#define FREE		1
+#define MOMENT		calls == 0
+#define SCENE	live_mirror(0); free_worker(0); live_mirror(1); free_worker(1); device[1].gone = true; \
+		WITH(exit_mmap()); \
+		WITH_REF(unregister_async, 0); WITH_REF(unregister_async, 1); \
+		WITH(device_unregister(0))
+#endif
+
+#ifdef SCENE_moment
+#define DEV(m)		0
+#define FREE		1
+#define LATE		calls == 1
+#define CLOSE		calls == 2
+#define SYNCHRONIZE	calls == 3
+#define MOMENT		calls == 0
+#define SCENE	live_mirror(0); workers(0); no_mirror(1); device[1].gone = true; \
+		WITH(exit_mmap()); \
+		WITH_REF(kill, 0); WITH_REF(unregister_async, 0); \
+		WITH(device_unregister(0)); \
+		if :: WITH(synchronize()) :: true fi
+#endif
+
 #ifdef SCENE_noworker
 #define DEV(m)		0
 #define FREE		0
+#define MOMENT		calls == 0
 #define SCENE	live_mirror(0); live_mirror(1); device[1].gone = true; \
 		WITH(exit_mmap()); \
 		WITH_REF(kill, 0); \
@@ -166,6 +236,7 @@
 #define DEV(m)		0
 #define FREE		0
 #define LATE		calls == 1
+#define MOMENT		calls == 0
 #define SCENE	live_mirror(0); live_mirror(1); device[1].gone = true; \
 		WITH(exit_mmap()); \
 		WITH_REF(kill, 0); WITH_REF(kill, 1); \
@@ -185,6 +256,7 @@
 #ifdef SCENE_one
 #define DEV(m)		0
 #define FREE		1
+#define MOMENT		calls == 0
 #define SCENE	live_mirror(0); workers(0); no_mirror(1); device[1].gone = true; \
 		WITH(exit_mmap()); WITH_UNPLUG(0, 0); \
 		WITH_REF(unregister_async, 0); \
@@ -206,8 +278,18 @@
 #define FREE		1
 #define SCENE	live_mirror(0); workers(0); no_mirror(1); device[1].gone = true; \
 		WITH(exit_mmap()); \
-		WITH_REF(kill, 0); WITH_REF(unregister_async, 0); \
+		WITH_REF(unregister_async, 0); \
 		WITH(device_unregister(0)); WITH(synchronize())
+#endif
+
+#ifdef SCENE_due
+#define DEV(m)		0
+#define FREE		0
+#define CLOSE		calls == 1
+#define SCENE	live_mirror(0); workers(0); no_mirror(1); device[1].gone = true; \
+		WITH(exit_mmap()); \
+		WITH_REF(kill, 0); \
+		WITH(unregister(0, 0)); WITH(device_unregister(0)); WITH(synchronize())
 #endif
 
 #ifdef SCENE_pin
@@ -221,8 +303,9 @@
 
 #ifdef SCENE_register
 #define DEV(m)		0
+#define CLOSE		calls == 1
 #define FREE		0
-#define SCENE	workers(0); workers(1); device[1].gone = true; \
+#define SCENE	device[1].gone = true; \
 		WITH(exit_mmap()); \
 		WITH_REGISTER(0); WITH_REGISTER(1); WITH(device_unregister(0))
 #endif
@@ -259,8 +342,23 @@
 #endif
 #define HAS_FREE(d)	((FREE >> d) & 1)
 
+/* When mm_users may be dropped, a mirror or device unregistered, a synchronize begin */
 #ifndef LATE
 #define LATE		true
+#endif
+#ifndef MAY_END
+#define MAY_END(m)	true
+#endif
+#ifndef CLOSE
+#define CLOSE		true
+#endif
+#ifndef SYNCHRONIZE
+#define SYNCHRONIZE	true
+#endif
+
+/* When the delayed worker may come */
+#ifndef MOMENT
+#define MOMENT		true
 #endif
 
 /* How long a thread goes on before another may come between, and a release */
@@ -274,15 +372,17 @@
 #define MEANWHILE(m)	true
 #endif
 
+#ifndef NM
 #define NM		2
+#endif
 #define NH		2
 
-/* hmm_mirror::reason */
+/* hmm_mirror::reason; no step asks which of the last three it is */
 #define NONE		0
 #define MM_EXIT		1
 #define UNREGISTER	2
-#define DEVICE_GONE	3
-#define ERROR		4
+#define DEVICE_GONE	2
+#define ERROR		2
 
 /* hmm_mirror::due, where a step is 1 + its phase */
 #define NOT_DUE		0
@@ -303,17 +403,22 @@
 #define IDLE		0
 #define QUEUED		1
 #define FREE_QUEUED	2
+#define LAZY		3	/* gathered */
+#define TAKEN		4	/* by hmm_lazy_drain(), and not queued yet */
 
 /* The notifier of a struct hmm */
 #define OUT		0
 #define DEFERRED	1
 #define IN_TREE		2
 
-/* Readers, one bit each: of hmm_srcu the first two, of RCU all but the first */
-#define EXITS		1
-#define FINDS		2
-#define PINS		4
-#define REGISTERS(m)	(8 << m)
+/* Readers of hmm_srcu, one bit for each thread, and of RCU */
+#define FINDS		1
+#define EXITS		2
+#define UNPLUGS		4
+#define WORKS(m)	(8 << m)
+#define SETTLES(m)	(64 << m)
+#define PINS		2
+#define REGISTERS(m)	(4 << m)
 
 typedef mirror_t {
 	bit gone;		/* the driver has freed the memory */
@@ -330,11 +435,11 @@ typedef mirror_t {
 	unsigned pins : 2;
 	unsigned list : 2;
 	unsigned due : 2;
-	unsigned work : 2;
-	unsigned reason : 3;
+	unsigned work : 3;
+	unsigned reason : 2;
 	unsigned kref : 3;
 	unsigned users : 3;
-	unsigned walkers : 2;	/* who was in hmm_srcu at the unlink, and still is */
+	unsigned walkers : 9;	/* who was in hmm_srcu at the unlink, and still is */
 	/* What the driver knows and sees */
 	bit releasing;		/* ->release() runs */
 	bit stopped;		/* what it waits for, if COARSE */
@@ -359,11 +464,12 @@ typedef device_t {
 typedef hmm_t {
 	bit gone;		/* freed, or not yet allocated */
 	bit hashed;
+	bit standby;
 	unsigned tree : 2;
-	unsigned work : 2;
+	unsigned work : 3;
 	unsigned kref : 3;
 	unsigned pins : 2;
-	unsigned readers : 5;	/* who was in RCU at the kfree_rcu(), and still is */
+	unsigned readers : 4;	/* who was in RCU at the kfree_rcu(), and still is */
 };
 
 mirror_t mirror[NM];
@@ -376,10 +482,13 @@ bit pages_freed;
 bit exiting;			/* the invalidation that is the exit runs */
 bit invalidating;		/* one of another driver runs */
 
-byte walkers;			/* who is in hmm_srcu */
+unsigned walkers : 9;		/* who is in hmm_srcu */
 byte readers;			/* who is in RCU */
 byte steps[2];			/* readers of hmm_steps, by the phase they began in */
 bit phase;
+
+bit lazy_lock;			/* hmm_lazy_mutex */
+bit lazy_due;			/* hmm_lazy_work is pending */
 
 byte calls;			/* of the driver, that have not returned */
 
@@ -416,7 +525,10 @@ inline srcu_read_unlock(who)
 	atomic {
 		walkers = walkers & ~who;
 		mirror[0].walkers = mirror[0].walkers & ~who;
-		mirror[1].walkers = mirror[1].walkers & ~who
+		mirror[1].walkers = mirror[1].walkers & ~who;
+#if NM > 2
+		mirror[2].walkers = mirror[2].walkers & ~who
+#endif
 	}
 }
 
@@ -436,13 +548,22 @@ inline rcu_read_unlock(who)
 
 /* Walks of hmm::mirrors, in the order of the numbers */
 #define ON(m, i)	(mirror[m].linked && mirror[m].h == i)
+#if NM > 2
+#define FIRST(i)	(ON(0, i) -> 0 : (ON(1, i) -> 1 : (ON(2, i) -> 2 : NM)))
+#define AFTER(m, i)	((m == 0 && ON(1, i)) -> 1 : ((m <= 1 && ON(2, i)) -> 2 : NM))
+#define AFTER_IS_THERE(m, who)	(BEHIND_IS_THERE(m, 1, who) && BEHIND_IS_THERE(m, 2, who))
+#else
 #define FIRST(i)	(ON(0, i) -> 0 : (ON(1, i) -> 1 : NM))
 #define AFTER(m, i)	((m == 0 && ON(1, i)) -> 1 : NM)
+#define AFTER_IS_THERE(m, who)	BEHIND_IS_THERE(m, 1, who)
+#endif
 
 /* Behind a mirror that was unlinked may be one that was unlinked since. */
+#define BEHIND_IS_THERE(m, other, who) \
+	(m >= other || !(mirror[other].walkers & (who)) || !mirror[other].gone)
 #define NEXT(m, i, who)						\
 	MIRROR(m);						\
-	assert(m > 0 || !(mirror[1].walkers & who) || !mirror[1].gone); \
+	assert(AFTER_IS_THERE(m, who));				\
 	m = AFTER(m, i)
 
 /*
@@ -457,6 +578,65 @@ inline hmm_step_begin(step)
 inline hmm_step_end(step)
 {
 	d_step { assert(steps[step] > 0); steps[step]--; step = 0 }
+}
+
+/*
+ * What need not be done at once
+ */
+
+#if NM > 2
+#define MIRRORS(w)	(mirror[0].work == w || mirror[1].work == w || mirror[2].work == w)
+#else
+#define MIRRORS(w)	(mirror[0].work == w || mirror[1].work == w)
+#endif
+#define HMMS(w)		(hmm[0].work == w || hmm[1].work == w)
+
+#define MOVE(object, from, to)	\
+	assert(object.work != from || !object.gone); \
+	object.work = (object.work == from -> to : object.work)
+
+inline lazy_all(from, to)
+{
+	MOVE(mirror[0], from, to);
+	MOVE(mirror[1], from, to);
+#if NM > 2
+	MOVE(mirror[2], from, to);
+#endif
+	MOVE(hmm[0], from, to);
+	MOVE(hmm[1], from, to)
+}
+
+/* One step if there is nothing to take: then nobody sees that the mutex is held. */
+inline hmm_lazy_drain()
+{
+	if
+	:: d_step { !lazy_lock && !MIRRORS(LAZY) && !HMMS(LAZY) -> skip }
+	:: d_step { !lazy_lock && (MIRRORS(LAZY) || HMMS(LAZY)) -> lazy_lock = true; lazy_all(LAZY, TAKEN) };
+		d_step { lazy_all(TAKEN, QUEUED); lazy_lock = false }
+	fi
+}
+
+/* Whole: what it has taken looks to others as if it was still to come, or had come. */
+proctype hmm_lazy_work_fn()
+{
+end:	do
+	:: atomic {
+			d_step { lazy_due && MOMENT -> lazy_due = false };
+			hmm_lazy_drain()
+		}
+	od
+}
+
+/*
+ * To a list on which there is another, or not. If a drain comes before the delayed work
+ * is seen to, that finds nothing: so nobody need come between.
+ */
+inline hmm_lazy_add(object, others)
+{
+	if
+	:: d_step { others -> assert(object.work == IDLE && !object.gone); object.work = LAZY }
+	:: d_step { !others -> assert(object.work == IDLE && !object.gone); object.work = LAZY; lazy_due = true }
+	fi
 }
 
 /*
@@ -493,13 +673,13 @@ inline hmm_put(i)
 	:: d_step { hmm[i].kref == 1 -> HMM(i); hmm[i].kref = 0 };
 		/* hmm_unused() */
 		d_step { HMM(i); hmm[i].hashed = false };
-		d_step { HMM(i); assert(hmm[i].work == IDLE); hmm[i].work = QUEUED }
+		hmm_lazy_add(hmm[i], HMMS(LAZY))
 	fi
 }
 
 inline hmm_mirror_use(m)
 {
-	MIRROR(m); assert(mirror[m].users > 0); mirror[m].users++
+	MIRROR(m); assert(mirror[m].users > 0 && mirror[m].users < 7); mirror[m].users++
 }
 
 inline hmm_mirror_queue_free(m)
@@ -603,23 +783,91 @@ inline hmm_mirror_queue_release(m)
 	d_step { MIRROR(m); assert(mirror[m].work == IDLE); mirror[m].work = QUEUED }
 }
 
-inline hmm_mirror_settle(m)
+/* Of a struct hmm that only a linked mirror, or the exit, keeps. NM if there is none. */
+inline hmm_mm_exit_next(i, next, who)
+{
+	d_step {
+		srcu_read_lock(who);
+		HMM(i);
+		next = FIRST(i)
+	};
+	do
+	:: next == NM -> break
+	:: else ->
+		if
+		:: d_step { mirror[next].reason != NONE -> MIRROR(next) }
+		:: d_step { mirror[next].reason == NONE -> MIRROR(next) };
+			if
+			:: d_step { mirror[next].users == 0 -> MIRROR(next) }
+			:: d_step { mirror[next].users > 0 -> hmm_mirror_use(next) };
+				if
+				:: d_step { mirror[next].reason == NONE -> MIRROR(next); mirror[next].reason = MM_EXIT };
+					break
+				:: d_step { mirror[next].reason != NONE -> MIRROR(next) };
+					hmm_mirror_unuse(next)
+				fi
+			fi
+		fi;
+		d_step { NEXT(next, i, who) }
+	od;
+	srcu_read_unlock(who)
+}
+
+inline hmm_mm_exit_standby(i, next, who)
 {
 	if
-	:: d_step { mirror[m].released -> MIRROR(m) }
-	:: d_step { mirror[m].work == QUEUED -> MIRROR(m); mirror[m].work = IDLE };
-		hmm_mirror_release(m);
-		hmm_mirror_unuse(m)
+	:: d_step { hmm[i].standby -> HMM(i) }
+	:: d_step { !hmm[i].standby -> HMM(i); hmm[i].standby = true };
+		hmm_mm_exit_next(i, next, who);
+		if
+		:: next < NM ->
+			hmm_mirror_queue_release(next);
+			hmm_mirror_unuse(next);
+			next = NM
+		:: else ->
+			atomic { HMM(i); hmm[i].standby = false }
+		fi
 	fi
 }
 
-proctype hmm_mirror_release_work(bit m)
+inline hmm_mm_exit_standby_gone(m, i, next, who)
+{
+	d_step { MIRROR(m); assert(mirror[m].has_hmm); HMM(i); hmm[i].standby = false };
+	hmm_mm_exit_standby(i, next, who)
+}
+
+inline hmm_mirror_settle(m, next, who)
+{
+	do
+	:: d_step { mirror[m].released -> MIRROR(m) };
+		break
+	:: d_step { mirror[m].async && mirror[m].work == LAZY -> MIRROR(m) };
+		hmm_lazy_drain()
+	:: d_step { mirror[m].work == QUEUED -> MIRROR(m); mirror[m].work = IDLE };
+		if
+		:: mirror[m].reason == MM_EXIT ->
+			hmm_mm_exit_standby_gone(m, mirror[m].h, next, who)
+		:: else
+		fi;
+		hmm_mirror_release(m);
+		hmm_mirror_unuse(m);
+		break
+	od
+}
+
+proctype hmm_mirror_release_work(byte m)
 {
 	bit step;
+	byte next = NM;
 
 end:	do
 	:: CALL {
 			d_step { mirror[m].work == QUEUED -> MIRROR(m); mirror[m].work = IDLE };
+			if
+			:: mirror[m].reason == MM_EXIT ->
+				hmm_mm_exit_standby_gone(m, mirror[m].h, next, WORKS(m))
+			:: else
+			fi;
 			hmm_mirror_release(m);
 			hmm_mirror_unuse(m)
 		}
@@ -641,8 +889,11 @@ end:	do
 
 inline hmm_first_mirror(i)
 {
-	srcu_read_lock(EXITS);
-	d_step { HMM(i); m = FIRST(i) };
+	d_step {
+		srcu_read_lock(EXITS);
+		HMM(i);
+		m = FIRST(i)
+	};
 	do
 	:: m == NM -> break
 	:: else ->
@@ -655,50 +906,25 @@ inline hmm_first_mirror(i)
 	srcu_read_unlock(EXITS)
 }
 
-inline hmm_mm_exit_next(i)
-{
-	srcu_read_lock(EXITS);
-	d_step { HMM(i); m = FIRST(i) };
-	do
-	:: m == NM -> break
-	:: else ->
-		if
-		:: d_step { mirror[m].users == 0 -> MIRROR(m) }
-		:: d_step { mirror[m].users > 0 -> hmm_mirror_use(m) };
-			if
-			:: d_step { mirror[m].reason != NONE -> MIRROR(m) };
-				hmm_mirror_unuse(m)
-			:: d_step { mirror[m].reason == NONE -> MIRROR(m); mirror[m].reason = MM_EXIT };
-				if
-				:: first == NM ->
-					first = m
-				:: else ->
-					hmm_mirror_queue_release(m);
-					hmm_mirror_unuse(m)
-				fi
-			fi
-		fi;
-		d_step { NEXT(m, i, EXITS) }
-	od;
-	srcu_read_unlock(EXITS)
-}
-
 inline hmm_mm_exit(i)
 {
-	hmm_mm_exit_next(i);
-	if
-	:: first < NM ->
-		hmm_mirror_release(first);
-		hmm_mirror_unuse(first);
-		first = NM
-	:: else
-	fi;
+	do
+	:: hmm_mm_exit_next(i, m, EXITS);
+		if
+		:: m < NM ->
+			hmm_mm_exit_standby(i, next, EXITS);
+			hmm_mirror_release(m);
+			hmm_mirror_unuse(m)
+		:: else ->
+			break
+		fi
+	od;
 	do
 	:: hmm_first_mirror(i);
 		if
 		:: m < NM ->
-			hmm_mirror_settle(m);
-			d_step { MIRROR(m); assert(!mirror[m].linked) };
+			hmm_mirror_settle(m, next, EXITS);
+			atomic { MIRROR(m); assert(!mirror[m].linked) };
 			hmm_mirror_unuse(m)
 		:: else ->
 			break
@@ -724,7 +950,7 @@ proctype exit_mmap()
 {
 	bit step;
 	byte m, i;
-	byte first = NM;
+	byte next = NM;
 
 	CALL {
 		d_step { LATE -> mm_users-- };
@@ -740,7 +966,7 @@ proctype exit_mmap()
 			i++
 		od;
 		atomic { exiting = false; invalidation_end() };
-		d_step { assert(!mirror[0].linked && !mirror[1].linked); pages_freed = true };
+		d_step { assert(FIRST(0) == NM && FIRST(1) == NM); pages_freed = true };
 		d_step { MM; mm_count--; calls-- }
 	};
 	EXIT
@@ -757,18 +983,20 @@ proctype invalidation()
 proctype hmm_free_work(bit i)
 {
 end:	do
-	:: d_step { hmm[i].work == QUEUED -> HMM(i) };
-		/* mmu_interval_notifier_remove() */
-		d_step {
-			!exiting && !invalidating ->
-			HMM(i); MM;
-			assert(hmm[i].tree == IN_TREE);
-			hmm[i].tree = OUT;
-			mm_count--
-		};
-		/* kfree_rcu() */
-		d_step { HMM(i); hmm[i].readers = readers; hmm[i].work = IDLE };
-		d_step { hmm[i].readers == 0 -> HMM(i); hmm[i].gone = true }
+	:: CALL {
+			d_step { hmm[i].work == QUEUED -> HMM(i) };
+			/* mmu_interval_notifier_remove() */
+			d_step {
+				!exiting && !invalidating ->
+				HMM(i); MM;
+				assert(hmm[i].tree == IN_TREE);
+				hmm[i].tree = OUT;
+				mm_count--
+			};
+			/* kfree_rcu() */
+			d_step { HMM(i); hmm[i].readers = readers; hmm[i].work = IDLE };
+			d_step { hmm[i].readers == 0 -> HMM(i); hmm[i].gone = true }
+		}
 	od
 }
 
@@ -784,6 +1012,10 @@ inline hmm_mirror_finish(m)
 		MIRROR(m);
 		assert(mirror[m].device && mirror[m].kref == 0);
 		mirror[m].device = false;
+		/* Nobody asks for these any more */
+		mirror[m].reason = NONE;
+		mirror[m].async = false;
+		mirror[m].step = 0;
 		if
 		:: HAS_FREE(DEV(m)) ->
 			DEVICE(DEV(m));
@@ -796,7 +1028,7 @@ inline hmm_mirror_finish(m)
 	hmm_device_put(DEV(m))
 }
 
-proctype hmm_mirror_free_work(bit m)
+proctype hmm_mirror_free_work(byte m)
 {
 	bit step;
 
@@ -833,9 +1065,9 @@ inline hmm_mirror_unregister(m)
 		:: d_step { mirror[m].reason == NONE -> MIRROR(m); mirror[m].reason = UNREGISTER };
 			hmm_mirror_release(m)
 		:: d_step { mirror[m].reason != NONE -> MIRROR(m) };
-			hmm_mirror_settle(m)
+			hmm_mirror_settle(m, next, SETTLES(m))
 		fi;
-		d_step { MIRROR(m); mirror[m].unused = true };
+		atomic { MIRROR(m); mirror[m].unused = true };
 		hmm_mirror_unuse(m);
 		d_step { mirror[m].done -> MIRROR(m); mirror[m].done = false; step = mirror[m].step };
 		hmm_mirror_finish(m);
@@ -858,7 +1090,8 @@ inline hmm_mirror_unregister_async(m)
 		d_step { MIRROR(m); mirror[m].async = true };
 		if
 		:: d_step { mirror[m].reason == NONE -> MIRROR(m); mirror[m].reason = UNREGISTER };
-			hmm_mirror_queue_release(m)
+			d_step { hmm_mirror_use(m) };
+			hmm_lazy_add(mirror[m], MIRRORS(LAZY))
 		:: d_step { mirror[m].reason != NONE -> MIRROR(m) }
 		fi;
 		hmm_mirror_unuse(m);
@@ -886,11 +1119,12 @@ inline hmm_mirror_kill(m)
 proctype unregister(byte m, last)
 {
 	bit step;
+	byte next = NM;
 
 	CALL {
 		do
 		:: m > last -> break
-		:: else ->
+		:: m <= last && MAY_END(m) ->
 			hmm_mirror_unregister(m);
 			m++
 		od
@@ -1039,41 +1273,47 @@ proctype synchronize()
 	bit release[NM];
 	bit free[NM];
 
-	d_step {
-		/* Of what has come before */
-		release[0] = DUE(0);
-		release[1] = DUE(1);
-		free[0] = mirror[0].asynced && mirror[0].refs == 0;
-		free[1] = mirror[1].asynced && mirror[1].refs == 0;
-		let_go = (mirror[0].released || DUE(0)) && (mirror[1].released || DUE(1));
+	CALL {
+		d_step {
+			SYNCHRONIZE ->
+			/* Of what has come before */
+			release[0] = DUE(0);
+			release[1] = DUE(1);
+			free[0] = mirror[0].asynced && mirror[0].refs == 0;
+			free[1] = mirror[1].asynced && mirror[1].refs == 0;
+			let_go = (mirror[0].released || DUE(0)) && (mirror[1].released || DUE(1))
+		};
+		hmm_lazy_drain();
 		/* synchronize_srcu_expedited(&hmm_steps) */
-		old = phase;
-		phase = !phase
-	};
-	steps[old] == 0;
-	/* flush_workqueue(hmm_mm_wq) */
-	hmm[0].work == IDLE;
-	d_step {
-		assert(!release[0] || (mirror[0].releases == 1 && !mirror[0].releasing));
-		assert(!release[1] || (mirror[1].releases == 1 && !mirror[1].releasing));
-		assert(!free[0] || mirror[0].gone);
-		assert(!free[1] || mirror[1].gone);
-		assert(!let_go || hmm[0].tree == OUT);
-		old = 0;
-		let_go = 0;
-		release[0] = 0;
-		release[1] = 0;
-		free[0] = 0;
-		free[1] = 0;
-		calls--
+		d_step { old = phase; phase = !phase };
+		steps[old] == 0;
+		hmm_lazy_drain();
+		d_step {
+			/* flush_workqueue(hmm_mm_wq) */
+			hmm[0].work != QUEUED ->
+			assert(!release[0] || (mirror[0].releases == 1 && !mirror[0].releasing));
+			assert(!release[1] || (mirror[1].releases == 1 && !mirror[1].releasing));
+			assert(!free[0] || mirror[0].gone);
+			assert(!free[1] || mirror[1].gone);
+			assert(!let_go || hmm[0].tree == OUT);
+			old = 0;
+			let_go = 0;
+			release[0] = 0;
+			release[1] = 0;
+			free[0] = 0;
+			free[1] = 0;
+			calls--
+		}
 	};
 	EXIT
 }
 
+#if defined(SCENE_register) || defined(SCENE_plug) || defined(SCENE_insert)
 proctype register(bit m)
 {
 	bit step, got, linked;
 	byte i;
+	byte next = NM;
 
 	hmm_device_get(DEV(m));
 	if
@@ -1178,6 +1418,7 @@ free:
 out:
 	EXIT
 }
+#endif
 
 /*
  * Devices
@@ -1224,10 +1465,13 @@ inline hmm_device_first_mirror(d)
 	}
 }
 
+#if defined(SCENE_overlap) || defined(SCENE_unplug) || defined(SCENE_async) || \
+	defined(SCENE_one) || defined(SCENE_plug) || defined(SCENE_all)
 proctype unplug(byte d, last)
 {
 	bit step, got;
 	byte m;
+	byte next = NM;
 
 	CALL {
 		do
@@ -1243,8 +1487,8 @@ proctype unplug(byte d, last)
 					if
 					:: m == NM -> break
 					:: else ->
-						hmm_mirror_settle(m);
-						d_step { MIRROR(m); assert(mirror[m].list != ON_MIRRORS) };
+						hmm_mirror_settle(m, next, UNPLUGS);
+						atomic { MIRROR(m); assert(mirror[m].list != ON_MIRRORS) };
 						hmm_mirror_unuse(m)
 					fi
 				od;
@@ -1262,6 +1506,7 @@ proctype unplug(byte d, last)
 	};
 	EXIT
 }
+#endif
 
 /* A call that fails with -EBUSY changes nothing: this is the one that does not. */
 proctype device_unregister(bit d)
@@ -1269,12 +1514,13 @@ proctype device_unregister(bit d)
 	CALL {
 		/* hmm_device_close() */
 		d_step {
-			UNLOCKED(d) && device[d].nr_registered == 0 ->
+			CLOSE && UNLOCKED(d) && device[d].nr_registered == 0 ->
 			ALONE(d);
 			DEVICE(d);
 			device[d].unused = true;
 			device[d].state = CHANGING
 		};
+		hmm_lazy_drain();
 		hmm_device_put(d);
 		d_step { device[d].done -> DEVICE(d); device[d].state = UNREGISTERED };
 		d_step { device[d].coming == 0 -> device[d].gone = true; calls-- }
@@ -1292,10 +1538,20 @@ inline no_mirror(m)
 	mirror[m].released = true
 }
 
+inline release_worker(m)
+{
+	run hmm_mirror_release_work(m)
+}
+
+inline free_worker(m)
+{
+	run hmm_mirror_free_work(m)
+}
+
 inline workers(m)
 {
-	run hmm_mirror_release_work(m);
-	run hmm_mirror_free_work(m)
+	release_worker(m);
+	free_worker(m)
 }
 
 inline live_mirror(m)
@@ -1331,6 +1587,7 @@ init {
 		hmm[1].gone = true;
 		run hmm_free_work(0);
 		run hmm_free_work(1);
+		run hmm_lazy_work_fn();
 		SCENE
 	};
 	/* All calls have returned, and all workers are idle: nothing is left. */
@@ -1340,6 +1597,9 @@ init {
 		assert(steps[0] == 0 && steps[1] == 0);
 		assert(mirror[0].refs == 0 && mirror[1].refs == 0);
 		assert(mirror[0].gone && mirror[1].gone);
+#if NM > 2
+		assert(mirror[2].gone);
+#endif
 		assert(device[0].gone && device[1].gone);
 		assert(hmm[0].gone && hmm[1].gone)
 	}
