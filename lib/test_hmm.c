@@ -77,6 +77,7 @@
 static_assert((int)TEST_HMM_AT_REGISTER_CREATED ==
 	      HMM_POINT_REGISTER_CREATED);
 static_assert((int)TEST_HMM_AT_REGISTER_ARMED == HMM_POINT_REGISTER_ARMED);
+static_assert((int)TEST_HMM_AT_REGISTER_LINKED == HMM_POINT_REGISTER_LINKED);
 static_assert((int)TEST_HMM_AT_EXIT_WALK == HMM_POINT_EXIT_WALK);
 static_assert((int)TEST_HMM_AT_EXIT_FOUND == HMM_POINT_EXIT_FOUND);
 static_assert((int)TEST_HMM_AT_RELEASE_OWNED == HMM_POINT_RELEASE_OWNED);
@@ -95,6 +96,7 @@ static_assert((int)TEST_HMM_AT_FIND_FOUND == HMM_POINT_FIND_FOUND);
 static_assert((int)TEST_HMM_AT_PIN_WALK == HMM_POINT_PIN_WALK);
 static_assert((int)TEST_HMM_AT_ASYNC_OWN == HMM_POINT_ASYNC_OWN);
 static_assert((int)TEST_HMM_AT_UNPLUG_OWNED == HMM_POINT_UNPLUG_OWNED);
+static_assert((int)TEST_HMM_AT_KILL_OWN == HMM_POINT_KILL_OWN);
 static_assert((int)TEST_HMM_IN_RELEASE == HMM_NR_POINTS);
 static_assert((int)TEST_HMM_REASON_MM_EXIT == HMM_RELEASE_MM_EXIT);
 static_assert((int)TEST_HMM_REASON_UNREGISTER == HMM_RELEASE_UNREGISTER);
@@ -280,7 +282,7 @@ static int test_hold_arm(struct test_context *context, u32 point)
 	int ret;
 
 	if (point >= TEST_HMM_NR_POINTS ||
-	    (point >= TEST_HMM_AT_FIND_WALK && point <= TEST_HMM_AT_UNPLUG_OWNED))
+	    (point >= TEST_HMM_AT_FIND_WALK && point <= TEST_HMM_AT_KILL_OWN))
 		return -EINVAL;
 	ret = test_become_holder(context);
 	if (ret)
@@ -960,14 +962,20 @@ static int test_ioctl_run(struct test_context *context,
 	ret = test_access_check(context, uarg, &arg);
 	if (ret)
 		return ret;
-	if (mirror->run.count)
-		return -EBUSY;
-
-	mirror->run = arg;
-	test_log(mirror->board, mirror->context, TEST_HMM_DEVICE_RUNS,
-		 arg.count);
-	queue_work(test_wq, &mirror->run_work);
-	return 0;
+	/* ->release() drains what was queued before it set stopped, and nothing later */
+	spin_lock(&mirror->lock);
+	if (mirror->stopped) {
+		ret = -ECANCELED;
+	} else if (mirror->run.count) {
+		ret = -EBUSY;
+	} else {
+		mirror->run = arg;
+		test_log(mirror->board, mirror->context, TEST_HMM_DEVICE_RUNS,
+			 arg.count);
+		queue_work(test_wq, &mirror->run_work);
+	}
+	spin_unlock(&mirror->lock);
+	return ret;
 }
 
 static int test_ioctl_counts(struct test_hmm_counts __user *ucounts)

@@ -79,6 +79,7 @@ struct test_hmm_counts {
 enum test_hmm_point {
 	TEST_HMM_AT_REGISTER_CREATED,
 	TEST_HMM_AT_REGISTER_ARMED,
+	TEST_HMM_AT_REGISTER_LINKED,
 	TEST_HMM_AT_EXIT_WALK,
 	TEST_HMM_AT_EXIT_FOUND,
 	TEST_HMM_AT_RELEASE_OWNED,
@@ -96,7 +97,8 @@ enum test_hmm_point {
 	TEST_HMM_AT_FIND_FOUND,
 	TEST_HMM_AT_PIN_WALK,
 	TEST_HMM_AT_ASYNC_OWN,
-	TEST_HMM_AT_UNPLUG_OWNED,	/* up to here */
+	TEST_HMM_AT_UNPLUG_OWNED,
+	TEST_HMM_AT_KILL_OWN,	/* up to here */
 	TEST_HMM_IN_RELEASE,	/* the device is stopped, ->release() goes on */
 	TEST_HMM_NR_POINTS
 };

@@ -207,9 +207,6 @@ MODULE_PARM_DESC(report_seconds,
 /* Keeps the references of a device far below where refcount_t saturates */
 #define HMM_DEVICE_MAX_MIRRORS	(UINT_MAX / 4)
 
-/* How long what need not be done at once is gathered, in jiffies */
-#define HMM_LAZY_DELAY		1
-
 /* How often who waits for a release looks whether it can run it, in jiffies */
 #define HMM_STEAL_AGAIN		(HZ / 10 ?: 1)
 
@@ -349,6 +346,7 @@ struct hmm_lazy {
 
 static DEFINE_PER_CPU(struct hmm_lazy, hmm_lazy);
 static DEFINE_MUTEX(hmm_lazy_mutex);
+static unsigned long hmm_lazy_delay = 1;	/* jiffies; changed by tests only */
 
 /*
  * Who waits for any of them does not wait for the moment to pass: once this returns all
@@ -391,7 +389,7 @@ static void hmm_lazy_add(struct llist_node *node, struct llist_head *list)
 {
 	/* If it was not empty, who made it so has seen to this, and it is yet to come */
 	if (llist_add(node, list))
-		schedule_delayed_work(&hmm_lazy_work, HMM_LAZY_DELAY);
+		schedule_delayed_work(&hmm_lazy_work, READ_ONCE(hmm_lazy_delay));
 }
 
 #ifdef CONFIG_HMM_TEST_POINTS
@@ -478,6 +476,24 @@ void hmm_test_set_workers(int max)
 	workqueue_set_max_active(hmm_mm_wq, max ?: WQ_MAX_ACTIVE);
 }
 EXPORT_SYMBOL_GPL(hmm_test_set_workers);
+
+/**
+ * hmm_test_set_lazy_delay() - Change how long what is gathered may wait.
+ * @delay: Jiffies, also for what is gathered already; or 0 for what it is without a
+ *	test.
+ *
+ * For so long that nobody could wait for it: then who waits has to see to it.
+ *
+ * Context: Any context.
+ */
+void hmm_test_set_lazy_delay(unsigned long delay)
+{
+	WRITE_ONCE(hmm_lazy_delay, delay ?: 1);
+	/* Not mod_delayed_work(): no name of a queue for it is one of all kernels */
+	cancel_delayed_work(&hmm_lazy_work);
+	schedule_delayed_work(&hmm_lazy_work, delay ?: 1);
+}
+EXPORT_SYMBOL_GPL(hmm_test_set_lazy_delay);
 
 /**
  * hmm_test_lock() - A lock of HMM, for a test to take.
@@ -578,6 +594,20 @@ static struct hmm_tasks *hmm_tasks_of(struct task_struct *task)
 	return &hmm_tasks[hash_ptr(task, HMM_TASKS_BITS)];
 }
 
+/* A callback is on the stack of its task, and there as long as the lock is held. */
+static void hmm_watch_callback(struct hmm_tasks *tasks,
+			       struct hmm_callback *callback)
+{
+	unsigned long age = jiffies - callback->start;
+
+	lockdep_assert_held(&tasks->lock);
+	if (age >= hmm_report_after())
+		pr_warn("%s: %s in %s[%d] has not returned for %lu seconds\n",
+			callback->device->name, callback->what,
+			callback->task->comm, task_pid_nr(callback->task),
+			age / HZ);
+}
+
 /* Says which callbacks take long, whether or not anybody waits for them. */
 static void hmm_watch_work(struct work_struct *work)
 {
@@ -588,14 +618,8 @@ static void hmm_watch_work(struct work_struct *work)
 	for (i = 0; i < ARRAY_SIZE(hmm_tasks); i++) {
 		spin_lock(&hmm_tasks[i].lock);
 		hlist_for_each_entry(callback, &hmm_tasks[i].callbacks, node) {
-			unsigned long age = jiffies - callback->start;
-
 			busy = true;
-			if (age >= hmm_report_after())
-				pr_warn("%s: %s in %s[%d] has not returned for %lu seconds\n",
-					callback->device->name, callback->what,
-					callback->task->comm,
-					task_pid_nr(callback->task), age / HZ);
+			hmm_watch_callback(&hmm_tasks[i], callback);
 		}
 		spin_unlock(&hmm_tasks[i].lock);
 	}
@@ -611,8 +635,9 @@ static int hmm_set_report_seconds(const char *value,
 {
 	int ret = param_set_uint(value, param);
 
-	if (!ret && delayed_work_pending(&hmm_watch))
-		mod_delayed_work(system_wq, &hmm_watch, hmm_report_after());
+	/* Not mod_delayed_work(): no name of a queue for it is one of all kernels */
+	if (!ret && cancel_delayed_work(&hmm_watch))
+		schedule_delayed_work(&hmm_watch, hmm_report_after());
 	return ret;
 }
 
@@ -1602,6 +1627,7 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm_device *device,
 	if (!ret) {
 		hmm_point(HMM_POINT_REGISTER_ARMED, mirror);
 		ret = hmm_mirror_link(mirror, device, mm, hmm);
+		hmm_point(HMM_POINT_REGISTER_LINKED, NULL);
 		/*
 		 * Pairs with hmm_get(). Not before @mirror is linked: mm exit comes
 		 * before all of this, or finds @mirror.
@@ -1750,6 +1776,7 @@ void hmm_mirror_kill(struct hmm_mirror *mirror)
 	if (!hmm_mirror_use(mirror))
 		return;
 	owner = hmm_mirror_own(mirror, HMM_RELEASE_ERROR);
+	hmm_point(HMM_POINT_KILL_OWN, mirror);
 	hmm_mirror_due(mirror);
 	if (owner)
 		hmm_mirror_queue_release(mirror, hmm_release_wq);

@@ -22,6 +22,8 @@ struct hmm_mirror;
  *	struct hmm of its own; another thread may have been quicker.
  * @HMM_POINT_REGISTER_ARMED: hmm_mirror_register() hears of the exit of the
  *	mm; the mirror is not linked yet.
+ * @HMM_POINT_REGISTER_LINKED: hmm_mirror_register() has linked the mirror, or failed
+ *	to, and still pins the mm.
  * @HMM_POINT_EXIT_WALK: mm exit looks at the mirror under hmm_srcu, and is no user
  *	of it yet.
  * @HMM_POINT_EXIT_FOUND: mm exit is a user of the mirror, and has not tried to own
@@ -53,11 +55,14 @@ struct hmm_mirror;
  *	The hook may sleep only if the caller of that may.
  * @HMM_POINT_UNPLUG_OWNED: hmm_device_unplug() owns a release, and has not queued it.
  *	Under a spinlock: the hook must not sleep.
+ * @HMM_POINT_KILL_OWN: hmm_mirror_kill() has tried to own the release. The hook may
+ *	sleep only if the caller of that may.
  * @HMM_NR_POINTS: How many there are.
  */
 enum hmm_test_point {
 	HMM_POINT_REGISTER_CREATED,
 	HMM_POINT_REGISTER_ARMED,
+	HMM_POINT_REGISTER_LINKED,
 	HMM_POINT_EXIT_WALK,
 	HMM_POINT_EXIT_FOUND,
 	HMM_POINT_RELEASE_OWNED,
@@ -76,6 +81,7 @@ enum hmm_test_point {
 	HMM_POINT_PIN_WALK,
 	HMM_POINT_ASYNC_OWN,
 	HMM_POINT_UNPLUG_OWNED,
+	HMM_POINT_KILL_OWN,
 	HMM_NR_POINTS
 };
 
@@ -112,6 +118,7 @@ int hmm_test_set_hook(hmm_test_hook hook);
 void hmm_test_clear_hook(void);
 void hmm_test_quiesce(struct hmm_test_counts *counts);
 void hmm_test_set_workers(int max);
+void hmm_test_set_lazy_delay(unsigned long delay);
 spinlock_t *hmm_test_lock(enum hmm_test_lock which, void *of);
 
 #endif /* _LINUX_HMM_TEST_H */

@@ -2266,6 +2266,58 @@ static void hmm_async_unregister_while_unplug_owns(struct kunit *test)
 	scene_end(test, &s, PATH_UNPLUG, PATH_ASYNC);
 }
 
+/* The same with a kill, which owns the release and has not queued it. */
+static void hmm_async_unregister_while_kill_owns(struct kunit *test)
+{
+	struct scene s = {};
+	struct job kill;
+
+	scene_set(test, &s);
+	hmm_mirror_get(&s.context->mirror);
+	gate_close(HMM_POINT_KILL_OWN);
+	scene_start(&s, &kill, PATH_KILL);
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_KILL_OWN));
+	hmm_mirror_unregister_async(&s.context->mirror);
+	gate_open(HMM_POINT_KILL_OWN);
+	KUNIT_EXPECT_TRUE(test, job_end(&kill));
+	hmm_mirror_put(&s.context->mirror);
+	scene_end(test, &s, PATH_KILL, PATH_ASYNC);
+}
+
+/*
+ * What is gathered would not be done for long. Who waits for it does not wait for that:
+ * hmm_synchronize(), for what comes of it too; exit; and hmm_device_unregister().
+ */
+static void hmm_who_waits_does_what_is_gathered(struct kunit *test)
+{
+	struct scene s = {};
+	struct job job;
+
+	hmm_test_set_lazy_delay(msecs_to_jiffies(2 * LIMIT_MS));
+	scene_set(test, &s);
+	hmm_mirror_unregister_async(&s.context->mirror);
+	job_start(&job, job_synchronize, NULL);
+	KUNIT_EXPECT_TRUE(test, job_end(&job));
+	KUNIT_EXPECT_EQ(test, atomic_read(&s.context->nr_free), 1);
+	KUNIT_EXPECT_EQ(test, atomic_read(&s.mm->mm_count), 1);
+	scene_end(test, &s, PATH_ASYNC, PATH_ASYNC);
+
+	scene_set(test, &s);
+	hmm_mirror_unregister_async(&s.context->mirror);
+	scene_start(&s, &job, PATH_EXIT);
+	KUNIT_EXPECT_TRUE(test, job_end(&job));
+	scene_end(test, &s, PATH_ASYNC, PATH_EXIT);
+
+	scene_set(test, &s);
+	hmm_mirror_unregister_async(&s.context->mirror);
+	job_start(&job, job_device_unregister, s.gpu);
+	KUNIT_EXPECT_TRUE(test, job_end(&job));
+	kfree(s.gpu);
+	context_end(test, s.context, HMM_RELEASE_UNREGISTER, 1);
+	mmput(s.mm);
+	hmm_test_set_lazy_delay(0);
+}
+
 static void meet_in_release(struct gpu_context *context)
 {
 	complete_all(&context->came);
@@ -2430,6 +2482,9 @@ static void hmm_kill_is_not_behind_an_exit(struct kunit *test)
 		hmm_mirror_unregister(&reused->mirror);
 		KUNIT_EXPECT_EQ(test, reused->reason, HMM_RELEASE_ERROR);
 	}
+	/* Which it did not wait for: these do not wait for ever either */
+	for (i = 0; i < ARRAY_SIZE(slow); i++)
+		KUNIT_EXPECT_EQ(test, atomic_read(&slow[i]->nr_release), 0);
 
 	complete_all(&s.context->came);
 	for (i = 0; i < ARRAY_SIZE(slow); i++)
@@ -2749,7 +2804,9 @@ static void hmm_register_takes_each_lock(struct kunit *test)
 	gate_open(HMM_POINT_MM_UNUSED);
 	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_REGISTER_ARMED));
 	lock_between(test, hmm_test_lock(HMM_TEST_LOCK_OF_MIRRORS, &quick->mirror),
-		     HMM_POINT_REGISTER_ARMED, GATE_AFTER_JOB);
+		     HMM_POINT_REGISTER_ARMED, HMM_POINT_REGISTER_LINKED);
+	lock_between(test, hmm_test_lock(HMM_TEST_LOCK_OF_MIRRORS, &quick->mirror),
+		     HMM_POINT_REGISTER_LINKED, GATE_AFTER_JOB);
 	lock_ends(test, &job, GATE_AFTER_JOB);
 	KUNIT_EXPECT_EQ(test, r[1].ret, 0);
 	hmm_mirror_unregister(&r[1].context->mirror);
@@ -3092,6 +3149,7 @@ static int hmm_kunit_suite_init(struct kunit_suite *suite)
 		init_completion(&gates[at].reached);
 		init_completion(&gates[at].open);
 	}
+	hmm_test_set_lazy_delay(0);
 	jobs_wq = alloc_workqueue("hmm_kunit", WQ_UNBOUND, 0);
 	if (!jobs_wq)
 		return -ENOMEM;
@@ -3105,6 +3163,9 @@ static void hmm_kunit_suite_exit(struct kunit_suite *suite)
 {
 	hmm_test_clear_hook();
 	destroy_workqueue(jobs_wq);
+	/* The next may be the unload of HMM: its timer is still to come */
+	if (IS_MODULE(CONFIG_HMM))
+		hmm_test_set_lazy_delay(msecs_to_jiffies(2 * LIMIT_MS));
 }
 
 static void hmm_kunit_exit(struct kunit *test)
@@ -3179,6 +3240,8 @@ static struct kunit_case hmm_kunit_cases[] = {
 	KUNIT_CASE(hmm_unplug_releases_all_and_refuses_new),
 	KUNIT_CASE(hmm_device_unregister_waits_for_unplug),
 	KUNIT_CASE(hmm_async_unregister_while_unplug_owns),
+	KUNIT_CASE(hmm_async_unregister_while_kill_owns),
+	KUNIT_CASE(hmm_who_waits_does_what_is_gathered),
 	KUNIT_CASE(hmm_releases_of_exit_and_unplug_overlap),
 	KUNIT_CASE(hmm_releases_of_one_exit_all_overlap),
 	KUNIT_CASE(hmm_releases_overlap_when_a_queued_one_is_taken),

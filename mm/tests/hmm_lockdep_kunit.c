@@ -278,6 +278,8 @@ static void hmm_unregister_in_a_vma_close(struct kunit *test)
 	reported(test);
 	kthread_unuse_mm(s->mm);
 	fput(file);
+	/* A kernel thread leaves it to a worker, and the file keeps the module */
+	flush_delayed_fput();
 	scene_end(test, s);
 }
 

@@ -1412,6 +1412,9 @@ TEST_F(hmm, kill_releases_and_stays_registered)
 	EXPECT_EQ(ESRCH, errno);
 	EXPECT_EQ(-1, device_access(w->fd, TEST_HMM_WRITE, 0, 1, 1));
 	EXPECT_EQ(ECANCELED, errno);
+	/* Nothing of the device's may run when ->free() comes */
+	EXPECT_EQ(-1, device_access(w->fd, TEST_HMM_RUN, 0, 1, 1));
+	EXPECT_EQ(ECANCELED, errno);
 	EXPECT_EQ(-1, mirror_register(w->fd, w->buffer));
 	EXPECT_EQ(EBUSY, errno);
 	EXPECT_EQ(-1, ioctl(w->ctl, TEST_HMM_DEVICE_DESTROY));
@@ -1527,6 +1530,20 @@ FIXTURE_TEARDOWN(modules)
 	module_load(self->test_hmm);
 	close(self->hmm);
 	close(self->test_hmm);
+}
+
+/* Of what lockdep knows: a workqueue has a class as long as it is there. */
+static bool lockdep_knows(const char *name)
+{
+	FILE *classes = fopen("/proc/lockdep", "r");
+	char line[512];
+	bool found = false;
+
+	while (classes && !found && fgets(line, sizeof(line), classes))
+		found = strstr(line, name);
+	if (classes)
+		fclose(classes);
+	return found;
 }
 
 /* Out and in again: nothing of theirs is in use, nor on its way. */
@@ -1652,6 +1669,9 @@ TEST_F(modules, go_right_after_the_last_put)
 		expect_reload(_metadata, self->hmm, self->test_hmm);
 	}
 	expect_counts(_metadata, &none);
+	ASSERT_EQ(0, module_unload("test_hmm"));
+	ASSERT_EQ(0, module_unload("hmm"));
+	EXPECT_FALSE(lockdep_knows("(wq_completion)hmm_"));
 }
 
 /* The same, but a process that dies does the last put. */
