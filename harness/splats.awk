@@ -6,7 +6,8 @@
 # the WARNINGs whose first line, or the text above or below it, matches, with what
 # follows up to the end of its trace; and HMM's reports that match. There must be one.
 # A data race (KCSAN) is one only if it is ours: if the first or second function of
-# either side is in a module of this project. Others are counted in a note.
+# either side is in a module of this project, and not both first ones are such that the
+# list says are not ours. Others are counted in a note.
 #
 # usage: awk [-v from=REGEX] -f splats.awk splats console.log
 # from: only what follows the first line that matches counts
@@ -14,6 +15,8 @@
 FILENAME == ARGV[1] {
 	if (/^!/)
 		harmless = harmless (harmless == "" ? "" : "|") "(" substr($0, 2) ")"
+	else if (/^~/)
+		others = others (others == "" ? "" : "|") "(" substr($0, 2) ")"
 	else if ($0 !~ /^[ \t]*(#|$)/)
 		splat = splat (splat == "" ? "" : "|") "(" $0 ")"
 	next
@@ -30,14 +33,18 @@ FILENAME == ARGV[1] {
 }
 
 # The line after which a KCSAN report ends. Sets ours.
-function race_end(i,    j, side) {
+function race_end(i,    j, side, sides, theirs) {
 	ours = 0
 	for (j = i + 1; j <= n && j < i + 120 && line[j] !~ /^=====/; j++) {
-		if (line[j] ~ / by (task|interrupt)/ || line[j] ~ /^race at unknown origin/)
+		if (line[j] ~ / by (task|interrupt)/ || line[j] ~ /^race at unknown origin/) {
 			side = j
-		else if (side && j <= side + 2 && line[j] ~ /\[(hmm|test_hmm|hmm_kunit|hmm_torture)\]/)
+			sides++
+			theirs += others != "" && line[j + 1] ~ others
+		} else if (side && j <= side + 2 && line[j] ~ /\[(hmm|test_hmm|hmm_kunit|hmm_torture)\]/)
 			ours = 1
 	}
+	if (sides == theirs)
+		ours = 0
 	return j
 }
 

@@ -43,12 +43,12 @@
 
 #include <lib/test_hmm_mirror_uapi.h>
 
-#define NR_WORKERS	4
-#define NR_STEPS	16
-#define NR_SLOTS	8	/* descriptors of a life */
+#define NR_WORKERS	6
+#define NR_STEPS	32
+#define NR_SLOTS	4	/* descriptors of a life */
 #define NR_KEPT		1024	/* rows that reached something new */
 #define NR_PLACES	(1 << 16)
-#define NR_TRACED	(1 << 15)
+#define NR_TRACED	(1 << 13)
 #define LIMIT_MS	60000
 
 /* Pages that devices work on, where they are in each life */
@@ -57,8 +57,8 @@
 
 enum step_kind {
 	STEP_IOCTL,
-	STEP_IOCTL_AGAIN,	/* so that half of the steps are one */
-	STEP_IOCTL_MORE,
+	STEP_SET_UP = 7,	/* so that half of the steps are an ioctl */
+	STEP_SET_UP_AGAIN,
 	STEP_OPEN,
 	STEP_PASS,		/* a descriptor to, or from, another process */
 	STEP_CLOSE,
@@ -79,13 +79,18 @@ enum place {
 	NR_PLACE_KINDS
 };
 
+/* Of so many: a command that is none, and values that may be anything */
+#define NR_WRONG	32
+#define WRONG_COMMAND	0
+#define WRONG_VALUES(w)	((w) < 12)
+
 /* Every field is drawn, whether it is used or not */
 struct step {
 	uint8_t kind;
 	uint8_t slot;
 	uint8_t command;	/* index into commands, or one too many: any */
 	uint8_t place;
-	uint8_t wrong;		/* 0: the size or direction of the command is */
+	uint8_t wrong;		/* WRONG_COMMAND, WRONG_VALUES, or nothing is */
 	uint32_t a, b, c, d;	/* what the argument is made of */
 };
 
@@ -102,20 +107,31 @@ struct command {
 	int errors[10];		/* that it may give for its own reasons */
 };
 
+/* Those that are made on purpose */
+enum {
+	COMMAND_CREATE,
+	COMMAND_ATTACH,
+	COMMAND_REGISTER,
+	COMMAND_WRITE,
+	COMMAND_READ,
+	COMMAND_RUN,
+};
+
 #define COMMAND(name, size, ...) { #name, TEST_HMM_##name, size, { __VA_ARGS__ } }
 
 static const struct command commands[] = {
-	COMMAND(DEVICE_CREATE, 4, EBUSY),
-	COMMAND(DEVICE_ATTACH, 4, EBUSY, ENOENT),
+	[COMMAND_CREATE] = COMMAND(DEVICE_CREATE, 4, EBUSY),
+	[COMMAND_ATTACH] = COMMAND(DEVICE_ATTACH, 4, EBUSY, ENOENT),
+	[COMMAND_REGISTER] = COMMAND(REGISTER, sizeof(struct test_hmm_register), EINVAL,
+				     ENODEV, EBUSY, ESRCH, EINTR),
+	[COMMAND_WRITE] = COMMAND(WRITE, sizeof(struct test_hmm_access), ENXIO, EPERM,
+				  ECANCELED, EINVAL, ESRCH, EBUSY),
+	[COMMAND_READ] = COMMAND(READ, sizeof(struct test_hmm_access), ENXIO, EPERM,
+				 ECANCELED, EINVAL, ESRCH, EBUSY),
+	[COMMAND_RUN] = COMMAND(RUN, sizeof(struct test_hmm_access), ENXIO, EPERM,
+				ECANCELED, EINVAL, EBUSY),
 	COMMAND(DEVICE_DESTROY, 0, EBUSY, ENODEV),
-	COMMAND(REGISTER, sizeof(struct test_hmm_register), EINVAL, ENODEV, EBUSY,
-		ESRCH, EINTR),
 	COMMAND(UNREGISTER, 0, ENXIO),
-	COMMAND(WRITE, sizeof(struct test_hmm_access), ENXIO, EPERM, ECANCELED, EINVAL,
-		ESRCH, EBUSY),
-	COMMAND(READ, sizeof(struct test_hmm_access), ENXIO, EPERM, ECANCELED, EINVAL,
-		ESRCH, EBUSY),
-	COMMAND(RUN, sizeof(struct test_hmm_access), ENXIO, EPERM, EINVAL, EBUSY),
 	COMMAND(HOLD, 4, EINVAL, EBUSY),
 	COMMAND(WAIT_HELD, sizeof(struct test_hmm_wait), EINVAL, ENXIO, ETIME, EINTR),
 	COMMAND(RESUME, 4, EINVAL, ENXIO),
@@ -179,8 +195,10 @@ static void step_draw(uint64_t *state, struct step *step)
 	step->kind = draw(state) % NR_STEP_KINDS;
 	step->slot = draw(state) % NR_SLOTS;
 	step->command = draw(state) % (NR_COMMANDS + 1);
-	step->place = draw(state) % 4 ? PLACE_GOOD : draw(state) % NR_PLACE_KINDS;
-	step->wrong = draw(state) % 32;
+	step->wrong = draw(state) % NR_WRONG;
+	step->place = draw(state) % NR_PLACE_KINDS;
+	if (!WRONG_VALUES(step->wrong) || draw(state) % 2)
+		step->place = PLACE_GOOD;
 	step->a = draw(state);
 	step->b = draw(state);
 	step->c = draw(state);
@@ -201,20 +219,19 @@ static void row_draw(uint64_t *state, struct row *row)
 		for (i = 0; i < NR_STEPS; i++)
 			step_draw(state, &row->step[i]);
 		/* Without a device and a mirror most calls have nothing to do */
-		row->step[0].kind = STEP_OPEN;
-		row->step[1] = row->step[0];
-		row->step[1].kind = STEP_IOCTL;
-		row->step[1].command = draw(state) % 2;
-		row->step[2] = row->step[1];
-		row->step[2].command = 3;
+		row->step[0].kind = STEP_SET_UP;
+		row->step[NR_STEPS / 2].kind = STEP_SET_UP;
 	}
 	row->end = draw(state) % 4;
 	row->threads = draw(state) % 2;
 }
 
 /* One of a few values where mistakes are made, or any */
-static uint64_t value(uint32_t which, uint32_t any, uint64_t likely)
+static uint64_t value(const struct step *step, uint32_t which, uint32_t any,
+		      uint64_t likely)
 {
+	if (!WRONG_VALUES(step->wrong))
+		return likely;
 	switch (which % 16) {
 	case 0: return 0;
 	case 1: return ~0ULL;
@@ -231,14 +248,14 @@ static void argument_make(const struct command *command, const struct step *step
 			  void *to)
 {
 	struct test_hmm_register reg = {
-		.addr = value(step->a, step->d, BUFFER + page_size * (step->b % NR_PAGES)),
-		.size = value(step->b, step->d, page_size * (1 + step->c % 4)),
+		.addr = value(step, step->a, step->d, BUFFER + page_size * (step->b % NR_PAGES)),
+		.size = value(step, step->b, step->d, page_size * (1 + step->c % 4)),
 		.context = step->d,
-		.flags = step->c % 8 ? 0 : value(step->d, step->a, TEST_HMM_IN_WORKER),
+		.flags = step->c % 8 ? 0 : value(step, step->d, step->a, TEST_HMM_IN_WORKER),
 	};
 	struct test_hmm_access access = {
-		.first = value(step->a, step->d, step->b % 4),
-		.count = value(step->b, step->d, 1 + step->c % 4),
+		.first = value(step, step->a, step->d, 0),
+		.count = value(step, step->b, step->d, 1 + (step->c % 4 == 0)),
 		.value = step->d,
 	};
 	struct test_hmm_wait wait = { step->a, step->b % 20 };
@@ -254,25 +271,25 @@ static void argument_make(const struct command *command, const struct step *step
 		memcpy(to, &access, sizeof(access));
 		return;
 	case TEST_HMM_WAIT_HELD:
-		wait.point = value(step->a, step->d, step->c % TEST_HMM_NR_POINTS);
+		wait.point = value(step, step->a, step->d, step->c % TEST_HMM_NR_POINTS);
 		memcpy(to, &wait, sizeof(wait));
 		return;
 	case TEST_HMM_DEVICE_ATTACH:
-		number = value(step->a, step->d,
+		number = value(step, step->a, step->d,
 			       atomic_load(&shared->last_device) - step->b % 4);
 		break;
 	case TEST_HMM_HOLD:
 		/* What the director may hold a life must not, or it waits for itself */
-		number = value(step->a, step->d, TEST_HMM_NR_POINTS);
+		number = value(step, step->a, step->d, TEST_HMM_NR_POINTS);
 		if (number < TEST_HMM_AT_FIND_WALK || number == TEST_HMM_IN_RELEASE)
 			number = TEST_HMM_AT_FIND_WALK;
 		break;
 	case TEST_HMM_RESUME:
-		number = value(step->a, step->d, step->c % TEST_HMM_NR_POINTS);
+		number = value(step, step->a, step->d, step->c % TEST_HMM_NR_POINTS);
 		break;
 	case TEST_HMM_RELEASE_TAKES:
 		/* Not for seconds: those have a test of their own */
-		number = value(step->a, step->d, 0);
+		number = value(step, step->a, step->d, 0);
 		if (number <= 60000)
 			number %= 20;
 		break;
@@ -344,7 +361,7 @@ static void step_ioctl(const struct step *step)
 	void *argument;
 	char *memory;
 
-	if (step->command >= NR_COMMANDS || !step->wrong) {
+	if (step->command >= NR_COMMANDS || step->wrong == WRONG_COMMAND) {
 		wrong_ioctl(fd, step);
 		return;
 	}
@@ -363,6 +380,7 @@ static void step_ioctl(const struct step *step)
 	atomic_fetch_add(&shared->refused[step->command], 1);
 }
 
+/* Takes the place of what was there. */
 static void slot_set(unsigned int slot, int fd)
 {
 	int old = slots[slot];
@@ -407,7 +425,7 @@ static void step_read(const struct step *step)
 {
 	static const int errors[] = { ENODEV, EINVAL, EAGAIN, EFAULT, EBADF, 0 };
 	struct pollfd pfd = { .fd = slots[step->slot], .events = POLLIN };
-	size_t size = value(step->a, step->d % 4096, step->b % 256);
+	size_t size = value(step, step->a, step->d % 4096, step->b % 256);
 	void *to = good + 2048;
 	ssize_t ret;
 
@@ -429,6 +447,25 @@ static void step_read(const struct step *step)
 		if (errno == errors[i])
 			return;
 	die("read of %zu bytes: %s", size, strerror(errno));
+}
+
+/* A descriptor with a device and a mirror, as most calls want it. */
+static void step_set_up(const struct step *step)
+{
+	struct step call = {
+		.kind = STEP_IOCTL, .slot = step->slot, .wrong = NR_WRONG,
+		.a = step->a, .b = step->b, .c = step->c, .d = step->d,
+	};
+
+	slot_set(step->slot, open("/dev/test_hmm", O_RDWR | O_NONBLOCK));
+	call.command = step->a % 2 ? COMMAND_CREATE : COMMAND_ATTACH;
+	step_ioctl(&call);
+	call.command = COMMAND_REGISTER;
+	step_ioctl(&call);
+	if (step->b % 2)
+		return;
+	call.command = COMMAND_WRITE + step->c % 3;
+	step_ioctl(&call);
 }
 
 static void *buffer_map(void *at, size_t size)
@@ -485,7 +522,7 @@ static void step_fork(const struct step *step)
 
 		mine.slot = (step->b >> i) % NR_SLOTS;
 		mine.command = (step->c >> (4 * i)) % NR_COMMANDS;
-		mine.wrong = 1;
+		mine.wrong = NR_WRONG;
 		step_ioctl(&mine);
 	}
 	if (step->d % 2)
@@ -497,6 +534,10 @@ static void step_run(const struct step *step)
 {
 	atomic_fetch_add(&shared->steps, 1);
 	switch (step->kind) {
+	case STEP_SET_UP:
+	case STEP_SET_UP_AGAIN:
+		step_set_up(step);
+		break;
 	case STEP_OPEN:
 		slot_set(step->slot, open("/dev/test_hmm", O_RDWR | O_NONBLOCK));
 		break;
@@ -662,6 +703,7 @@ static void __attribute__((noreturn)) director(uint32_t seed)
 			close(fd);
 			fd = -1;
 		}
+		usleep(draw(&state) % 100000);
 	}
 	_exit(0);
 }
@@ -710,7 +752,8 @@ static void memory_set(void)
 		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	good = mmap(NULL, page_size, PROT_READ | PROT_WRITE,
 		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	read_only = mmap(NULL, page_size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	read_only = mmap(NULL, page_size, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	cut = mmap(NULL, 2 * page_size, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (shared == MAP_FAILED || good == MAP_FAILED || read_only == MAP_FAILED ||
@@ -719,6 +762,9 @@ static void memory_set(void)
 		puts("# fuzz: FAILED: no memory");
 		exit(1);
 	}
+	/* Zero would be a point to hold a thread at */
+	memset(read_only, -1, page_size);
+	mprotect(read_only, page_size, PROT_READ);
 	for (int i = 0; i < NR_SLOTS; i++)
 		slots[i] = -1;
 }

@@ -59,6 +59,9 @@ test_bad_setting() {
 	fails '^hmm: RUNS=many: not a number from 1' "$HARNESS/hmm" test RUNS=many
 	fails '^hmm: MINUTES=half: not a number from 1' "$HARNESS/hmm" torture MINUTES=half
 	fails '^hmm: SEED=0: not a number from 1' "$HARNESS/hmm" torture SEED=0
+	fails '^hmm: ARGS=kvm: torture takes uml or qemu' "$HARNESS/hmm" torture ARGS=kvm
+	fails '^hmm: MINUTES=0: not a number from 1' "$HARNESS/hmm" fuzz MINUTES=0
+	fails '^hmm: RT=1: only make test' "$HARNESS/hmm" fuzz RT=1
 	fails '^hmm: KCSAN=1 RT=1: one of them may be 1' "$HARNESS/hmm" test KCSAN=1 RT=1
 	fails '^hmm: KCSAN=yes RT=: one of them' "$HARNESS/hmm" test KCSAN=yes
 }
