@@ -77,6 +77,7 @@ struct test_hmm_counts {
 
 /* Where a thread can be held: first those of enum hmm_test_point, then ours */
 enum test_hmm_point {
+	TEST_HMM_AT_REGISTER_OWN,
 	TEST_HMM_AT_REGISTER_CREATED,
 	TEST_HMM_AT_REGISTER_ARMED,
 	TEST_HMM_AT_REGISTER_LINKED,
@@ -93,6 +94,7 @@ enum test_hmm_point {
 	TEST_HMM_AT_DEVICE_WAIT,
 	TEST_HMM_AT_DEVICE_PUT,
 	TEST_HMM_AT_DEVICE_DROPPED,
+	TEST_HMM_AT_DEVICE_OWN,
 	TEST_HMM_AT_FIND_WALK,	/* from here on no thread can be held */
 	TEST_HMM_AT_FIND_FOUND,
 	TEST_HMM_AT_PIN_WALK,

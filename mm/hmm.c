@@ -1616,10 +1616,11 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm_device *device,
 	if (!hmm_device_get(device))
 		return -ENODEV;
 	/* Looked at first, so that one that is registered is not written to */
-	if (READ_ONCE(mirror->device) || cmpxchg(&mirror->device, NULL, device)) {
-		hmm_device_put(device);
-		return -EBUSY;
-	}
+	if (READ_ONCE(mirror->device))
+		goto err_busy;
+	hmm_point(HMM_POINT_REGISTER_OWN, NULL);
+	if (cmpxchg(&mirror->device, NULL, device))
+		goto err_busy;
 	hmm_callback_waits_for_mmap_lock(device, mm);
 
 	hmm = hmm_get(mm);
@@ -1641,6 +1642,10 @@ int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm_device *device,
 	smp_store_release(&mirror->device, NULL);
 	hmm_device_put(device);
 	return ret;
+
+err_busy:
+	hmm_device_put(device);
+	return -EBUSY;
 }
 EXPORT_SYMBOL_GPL(hmm_mirror_register);
 
@@ -1967,8 +1972,10 @@ int __hmm_device_register(struct hmm_device *device,
 	if (!hmm_mm_wq)
 		return -ENODEV;
 	/* Looked at first, so that one that is registered is not written to */
-	if (READ_ONCE(device->state) != HMM_DEVICE_UNREGISTERED ||
-	    cmpxchg(&device->state, HMM_DEVICE_UNREGISTERED,
+	if (READ_ONCE(device->state) != HMM_DEVICE_UNREGISTERED)
+		return -EBUSY;
+	hmm_point(HMM_POINT_DEVICE_OWN, NULL);
+	if (cmpxchg(&device->state, HMM_DEVICE_UNREGISTERED,
 		    HMM_DEVICE_CHANGING) != HMM_DEVICE_UNREGISTERED)
 		return -EBUSY;
 

@@ -18,6 +18,8 @@ struct hmm_mirror;
 
 /**
  * enum hmm_test_point - Where a thread can be held
+ * @HMM_POINT_REGISTER_OWN: hmm_mirror_register() has seen a mirror that is not
+ *	registered, and tries to own it next.
  * @HMM_POINT_REGISTER_CREATED: hmm_mirror_register() listens to the mm by a
  *	struct hmm of its own; another thread may have been quicker.
  * @HMM_POINT_REGISTER_ARMED: hmm_mirror_register() hears of the exit of the
@@ -45,6 +47,8 @@ struct hmm_mirror;
  * @HMM_POINT_DEVICE_PUT: The reference of a mirror to its device is dropped
  *	next; the mirror may be freed already and is not to be touched.
  * @HMM_POINT_DEVICE_DROPPED: It is dropped; the device may be freed.
+ * @HMM_POINT_DEVICE_OWN: hmm_device_register() has seen a device that is not
+ *	registered, and tries to own it next.
  * @HMM_POINT_FIND_WALK: hmm_mirror_find() looks at the struct hmm of an mm, without
  *	a reference. Under RCU: the hook must not sleep.
  * @HMM_POINT_FIND_FOUND: hmm_mirror_find() has seen a live mirror, and takes a
@@ -60,6 +64,7 @@ struct hmm_mirror;
  * @HMM_NR_POINTS: How many there are.
  */
 enum hmm_test_point {
+	HMM_POINT_REGISTER_OWN,
 	HMM_POINT_REGISTER_CREATED,
 	HMM_POINT_REGISTER_ARMED,
 	HMM_POINT_REGISTER_LINKED,
@@ -76,6 +81,7 @@ enum hmm_test_point {
 	HMM_POINT_DEVICE_WAIT,
 	HMM_POINT_DEVICE_PUT,
 	HMM_POINT_DEVICE_DROPPED,
+	HMM_POINT_DEVICE_OWN,
 	HMM_POINT_FIND_WALK,
 	HMM_POINT_FIND_FOUND,
 	HMM_POINT_PIN_WALK,

@@ -38,6 +38,8 @@
 /* Before a test is taken to hang */
 #define LIMIT_MS	20000
 #define QUIET_MS	100
+/* That a callback stays: longer than what a test does meanwhile, be it slow */
+#define HOLD_MS		(5 * LIMIT_MS)
 #define SPIN_MS		500
 
 #define NR_RACES	300
@@ -1736,7 +1738,7 @@ static void hmm_device_unregister_waits_for_references(struct kunit *test)
 static void wait_in_release(struct gpu_context *context)
 {
 	context->ret = wait_for_completion_timeout(&context->came,
-						   msecs_to_jiffies(LIMIT_MS));
+						   msecs_to_jiffies(HOLD_MS));
 }
 
 static bool context_entered(struct gpu_context *context)
@@ -3063,6 +3065,13 @@ static void hmm_unregister_of_unregistered_is_refused(struct kunit *test)
 	mmput(mm);
 }
 
+static void job_device_register_ret(void *arg)
+{
+	struct registration *r = arg;
+
+	r->ret = hmm_device_register(&r->gpu->hmm, &gpu_ops, "gpu");
+}
+
 static void job_register_at_once(void *arg)
 {
 	struct registration *r = arg;
@@ -3105,6 +3114,41 @@ static void hmm_registers_of_one_mirror_at_once(struct kunit *test)
 	context_end(test, context, HMM_RELEASE_UNREGISTER, 0);
 	gpu_end(test, gpu[0]);
 	gpu_end(test, gpu[1]);
+	mmput(mm);
+}
+
+/* The same in one order, and of a device: who looked first comes second. */
+static void hmm_register_that_looked_first_loses(struct kunit *test)
+{
+	struct gpu *gpu = kzalloc(sizeof(*gpu), GFP_KERNEL);
+	struct mm_struct *mm = mm_new(test);
+	struct registration r = {
+		.gpu = gpu, .mm = mm, .context = context_new(test),
+	};
+	struct job job;
+
+	KUNIT_ASSERT_NOT_NULL(test, gpu);
+	gate_close(HMM_POINT_DEVICE_OWN);
+	job_start(&job, job_device_register_ret, &r);
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_DEVICE_OWN));
+	KUNIT_EXPECT_EQ(test, hmm_device_register(&gpu->hmm, &gpu_ops, "gpu"),
+			0);
+	gate_open(HMM_POINT_DEVICE_OWN);
+	KUNIT_EXPECT_TRUE(test, job_end(&job));
+	KUNIT_EXPECT_EQ(test, r.ret, -EBUSY);
+
+	gate_close(HMM_POINT_REGISTER_OWN);
+	job_start(&job, job_register, &r);
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_REGISTER_OWN));
+	KUNIT_EXPECT_EQ(test, hmm_mirror_register(&r.context->mirror, &gpu->hmm,
+						  mm), 0);
+	gate_open(HMM_POINT_REGISTER_OWN);
+	KUNIT_EXPECT_TRUE(test, job_end(&job));
+	KUNIT_EXPECT_EQ(test, r.ret, -EBUSY);
+
+	hmm_mirror_unregister(&r.context->mirror);
+	context_end(test, r.context, HMM_RELEASE_UNREGISTER, 0);
+	gpu_end(test, gpu);
 	mmput(mm);
 }
 
@@ -3261,6 +3305,7 @@ static struct kunit_case hmm_kunit_cases[] = {
 	KUNIT_CASE(hmm_unregister_of_unregistered_is_refused),
 	KUNIT_CASE(hmm_put_of_what_was_not_taken_is_refused),
 	KUNIT_CASE_SLOW(hmm_registers_of_one_mirror_at_once),
+	KUNIT_CASE(hmm_register_that_looked_first_loses),
 	{}
 };
 
