@@ -169,7 +169,8 @@ read_verdict() {
 	seconds=${line%%$'\t'*}
 }
 
-# Runs what has no verdict, JOBS at a time, each in a process group of its own.
+# Runs what has no verdict, each in a process group of its own; two for each of JOBS, as
+# a guest waits more than it computes.
 run_all() {
 	local name left=()
 	for name in "${names[@]}"; do
@@ -181,7 +182,7 @@ run_all() {
 	done
 	say "${#names[@]} mutants, ${#left[@]} of them to run"
 	for name in "${left[@]}"; do
-		(($(jobs -pr | wc -l) < JOBS)) || one_ends
+		(($(jobs -pr | wc -l) < 2 * JOBS)) || one_ends
 		set -m
 		one "$name" &
 		set +m
