@@ -131,7 +131,8 @@ prune() {
 	for old in "$store/${BASE}_"*.list; do
 		old=${old##*/}
 		old=${old%.list}
-		[[ $old == "$1" ]] || rm -rf "${store:?}/$old"{,.list} "${HMM_CACHE:?}/tree/$old"{,.imported} "$HMM_CACHE/build/$old"-*
+		[[ $old == "$1" ]] || rm -rf "${store:?}/$old"{,.list} "${HMM_CACHE:?}/tree/$old"{,.imported} "$HMM_CACHE/series/$old" \
+			"$HMM_CACHE/build/$old"-*
 	done
 }
 

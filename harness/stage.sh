@@ -5,7 +5,8 @@
 # adds to it: the pure renames, the hooks, the files. Stops with the reason if
 # anything does not fit exactly.
 #
-# usage: harness/stage.sh PRISTINE DIRECTORY (empty)
+# usage: harness/stage.sh PRISTINE DIRECTORY (empty) [rename]
+# rename: only the first half, the pure renames and the hooks that go with them
 
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -13,6 +14,7 @@ set -euo pipefail
 
 pristine=$1
 stage=$2
+phase=${3:-}
 
 # stage_of PATH: a kernel file on its way, at first as it is in the pristine tree.
 stage_of() {
@@ -50,14 +52,14 @@ hook() {
 }
 
 hooks() {
-	local line path='' op='' condition='' anchor='' text=''
+	local line when='' path='' op='' condition='' anchor='' text=''
 	while IFS= read -r line; do
 		case $line in
 		\<*) anchor=${line#<} ;;
 		\>*) text+=${text:+$'\n'}${line#>} ;;
 		*)
-			[[ -z $path ]] || hook "$path" "$op" "$condition" "$anchor" "$text"
-			read -r _ path op condition <<<"$line"
+			[[ -z $path || ${phase:-$when} != "$when" ]] || hook "$path" "$op" "$condition" "$anchor" "$text"
+			read -r when path op condition <<<"$line"
 			text=''
 			;;
 		esac
@@ -73,6 +75,7 @@ our_file() {
 
 while read -r from to; do rename "$from" "$to"; done < <(data renames)
 hooks
+[[ -z $phase ]] || exit 0
 while read -r file; do our_file "$file"; done < <(data files)
 if [[ -f $ROOT/MAINTAINERS.patch ]]; then
 	stage_of MAINTAINERS

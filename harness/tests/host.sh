@@ -120,3 +120,34 @@ test_mutants_list_is_malformed() {
 	printf '%s\n' 'twin: one' '@hmm_put' '<	x' 'twin: two' '@hmm_put' '<	x' >"$work/list"
 	fails '^hmm: .*/list:4: twin: a second mutant of that name' "$HARNESS/mutate.py" names "$work/list"
 }
+
+test_series_manifest_is_malformed() {
+	copy series
+	echo 'give mm/hmm.c' >>"$checkout/harness/series/manifest"
+	fails '^hmm: series: .*/manifest:[0-9]+: "give mm/hmm.c" is nothing that can stand here' "$checkout/harness/series.py" check
+	sed -i '$s/.*/take mm\/hmm.c \/(\//' "$checkout/harness/series/manifest"
+	fails '^hmm: series: .*/manifest:[0-9]+: \(: ' "$checkout/harness/series.py" check
+	sed -i '$s/.*/patch nameless/' "$checkout/harness/series/manifest"
+	fails '^hmm: series: .*/nameless: not there; each patch has its message' "$checkout/harness/series.py" check
+}
+
+test_series_message_is_wrong() {
+	copy series
+	printf '%s\n' 'Signed-off-by: Some Body <some@body>' "$(printf '%076d' 1)" >>"$checkout/harness/series/core"
+	fails '^core: longer than 75 columns: 0+1$' "$checkout/harness/series.sh"
+	holds grep -q '^core: Signed-off-by: .*: whoever sends the series signs it$' <<<"$said"
+}
+
+# What no patch takes, or none has; the same input gives the same patches.
+test_series_has_all() {
+	copy series
+	holds "$checkout/harness/series.sh"
+	mv "$checkout/out/series" "$checkout/out/first"
+	holds "$checkout/harness/series.sh"
+	holds diff -r "$checkout/out/first" "$checkout/out/series"
+	sed -i '/^take MAINTAINERS/d' "$checkout/harness/series/manifest"
+	fails '^hmm: series: MAINTAINERS: no patch takes it' "$checkout/harness/series.sh"
+	cp "$HARNESS/series/manifest" "$checkout/harness/series/"
+	sed -i 's/^take mm.hmm.c hmm_mirror_find()/take mm\/hmm.c hmm_mirror_lose()/' "$checkout/harness/series/manifest"
+	fails '^hmm: series: find: mm/hmm.c: no line of it is like .*hmm_mirror_lose' "$checkout/harness/series.sh"
+}
