@@ -151,3 +151,14 @@ test_series_has_all() {
 	sed -i 's/^take mm.hmm.c hmm_mirror_find()/take mm\/hmm.c hmm_mirror_lose()/' "$checkout/harness/series/manifest"
 	fails '^hmm: series: find: mm/hmm.c: no line of it is like .*hmm_mirror_lose' "$checkout/harness/series.sh"
 }
+
+test_docs_warnings_are_found() {
+	copy docs
+	# shellcheck disable=SC2016 # backquotes of reST
+	sed -i 's/^Rules$/See `no such place`_. And :ref:`nowhere-at-all`.\n\nRules/' "$checkout/Documentation/vm/hmm.rst"
+	sed -i 's/^ \* struct hmm_mirror - /&and @nothing: /; /^ \* @free: /d' "$checkout/include/linux/hmm.h"
+	fails '^hmm: docs: warnings about this project' "$checkout/harness/docs.sh"
+	holds grep -qE 'hmm.rst:[0-9]+: .*no such place' <<<"$said"
+	holds grep -qE "hmm.h:[0-9]+ .*'free' not described" <<<"$said"
+	holds test ! -e "$checkout/out/docs"
+}
