@@ -1144,7 +1144,7 @@ static int test_open(struct inode *inode, struct file *file)
 	mutex_init(&context->read_lock);
 	context->number = atomic_inc_return(&test_last_context);
 	file->private_data = context;
-	return nonseekable_open(inode, file);
+	return stream_open(inode, file);
 }
 
 /*
