@@ -107,6 +107,11 @@ mutants() {
 	comm -13 <("$HARNESS/mutate.py" names "$HARNESS/mutants/list" | cut -f1 | sort) <(data mutants/sample | sort)
 }
 
+# The manifest of the series, and the messages of its patches.
+series() {
+	"$HARNESS/series.py" check
+}
+
 # Addresses and paths of one machine have no place in the repository.
 places() {
 	cd "$ROOT"
@@ -149,4 +154,5 @@ check spelling spelling
 check example example
 check tests named_tests
 check mutants mutants
-((failed == 0)) || die "lint: $failed of 11 checks failed"
+check series series
+((failed == 0)) || die "lint: $failed of 12 checks failed"

@@ -138,6 +138,29 @@ test_series_message_is_wrong() {
 	holds grep -q '^core: Signed-off-by: .*: whoever sends the series signs it$' <<<"$said"
 }
 
+test_series_check_has_no_such_part() {
+	fails '^hmm: series-check: ARGS=spelling: no such part; there are checkpatch codespell' \
+		env ARGS='build spelling' "$HARNESS/series-check.sh"
+}
+
+# One fault for each part that does not compile: each is found, where it is.
+test_series_check_finds_faults() {
+	local out
+	copy series-check
+	printf 'It rec%s nothing.\n' ieves >>"$checkout/harness/series/debugfs"
+	sed -i 's/^\thmm = hmm_get(mm);$/& /; /^ \* hmm_mirror_find() - /,/^ \*\/$/{/^ \* @mm: /d}' "$checkout/mm/hmm.c"
+	sed -i 's/^+F:\tmm\/Kconfig.hmm$/+F:\tmm\/Kconfig.nowhere/' "$checkout/MAINTAINERS.patch"
+	fails '^[0-9]+ passed, 6 failed, 0 skipped$' \
+		env ARGS='checkpatch codespell kernel-doc maintainers' "$checkout/harness/series-check.sh"
+	out=$(grep '^not ok' <<<"$said" | sed 's/^not ok [0-9]* - //')
+	holds test "$out" = "06 core: checkpatch --strict
+08 debugfs: checkpatch --strict
+08 debugfs: codespell
+12 find: kernel-doc
+13 pin: kernel-doc
+all: MAINTAINERS"
+}
+
 # What no patch takes, or none has; the same input gives the same patches.
 test_series_has_all() {
 	copy series
