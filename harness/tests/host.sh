@@ -185,3 +185,25 @@ test_docs_warnings_are_found() {
 	holds grep -qE "hmm.h:[0-9]+ .*'free' not described" <<<"$said"
 	holds test ! -e "$checkout/out/docs"
 }
+
+# A commit of its own, as the checkout that is tested may have changes.
+test_dist_needs_a_commit() {
+	copy dist
+	fails '^hmm: dist: .* is no git checkout' env GIT_DIR="$checkout/none" "$checkout/harness/dist.sh"
+	git init --quiet "$checkout"
+	git -C "$checkout" add -A
+	git -C "$checkout" -c user.name=test -c user.email=test commit --quiet -m test
+	echo 0.1 >"$checkout/VERSION"
+	fails '^hmm: dist: VERSION: "0.1" is no version; three numbers' "$checkout/harness/dist.sh"
+	echo 9999.0.0 >"$checkout/VERSION"
+	fails '^hmm: dist: CHANGELOG.md: nothing about 9999.0.0' "$checkout/harness/dist.sh"
+	git -C "$checkout" checkout --quiet VERSION
+	echo '# edited' >>"$checkout/Makefile"
+	fails '^hmm: dist: not committed: Makefile; commit or remove it' "$checkout/harness/dist.sh"
+	git -C "$checkout" checkout --quiet Makefile
+	holds "$checkout/harness/dist.sh"
+	mv "$checkout"/out/hmm-core-*.tar.xz "$work/first.tar.xz"
+	holds "$checkout/harness/dist.sh"
+	holds cmp "$work/first.tar.xz" "$checkout"/out/hmm-core-*.tar.xz
+	holds grep -qx 'hmm-core-[0-9.]*/series/0000-cover-letter.patch' <(tar -tf "$work/first.tar.xz")
+}
