@@ -10,44 +10,11 @@
 set -euo pipefail
 # shellcheck source=lib.sh
 . "${BASH_SOURCE[0]%/*}/lib.sh"
+# shellcheck source=debian.sh
+. "${BASH_SOURCE[0]%/*}/debian.sh"
 
 store=$HMM_CACHE/pristine
 log=$OUT/source.log
-apt=()			# options that select the list directory; empty: the machine's own
-
-# The archive that this machine is configured for: "main archive URI" of Debian.
-debian_uri() {
-	# shellcheck disable=SC2016 # apt expands these
-	apt-get indextargets --format '$(ORIGIN)|$(CODENAME)|$(REPO_URI)' 'Created-By: Packages' |
-		awk -F'|' '$1 == "Debian" && $2 ~ /^[a-z]+$/ { print $3; exit }'
-}
-
-# private_lists SUITE: package lists of our own, so that the machine's stay as they are.
-private_lists() {
-	local dir=$HMM_CACHE/apt/$1 uri
-	apt=(-o "Dir::State::lists=$dir/lists" -o "Dir::Cache=$dir/cache" -o "Dir::State::status=$dir/status"
-		-o "Dir::Etc::sourcelist=$dir/sources.list" -o Dir::Etc::sourceparts=/dev/null
-		-o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null
-		-o APT::Sandbox::User=root)
-	[[ -z $(find "$dir/fresh" -mmin -1440 2>/dev/null) ]] || return 0
-	need debian-archive-keyring
-	uri=$(debian_uri)
-	if [[ -z $uri && $EUID == 0 ]]; then
-		try "reading this machine's package lists" "$log" apt-get update || :
-		uri=$(debian_uri)
-	fi
-	[[ -n $uri ]] || { say "this machine's apt names no Debian archive; run: apt-get update"; return 1; }
-	mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
-	: >"$dir/status"
-	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri $1 main" >"$dir/sources.list"
-	try "reading the package list of $1" "$log" apt-get "${apt[@]}" -o APT::Update::Error-Mode=any update || return 1
-	touch "$dir/fresh"
-}
-
-# field NAME PACKAGE: of the candidate version, from the lists in use; empty if none.
-field() {
-	apt-cache "${apt[@]}" show --no-all-versions "$2" 2>/dev/null | sed -n "s/^$1: //p" | head -n 1
-}
 
 # Sets package and version of the wanted source, or fails.
 find_package() {
@@ -66,36 +33,8 @@ find_package() {
 	[[ -n $version ]]
 }
 
-download() {
-	local sha
-	sha=$(field SHA256 "$package")
-	deb=$HMM_CACHE/debs/$package-$sha.deb
-	mkdir -p "${deb%/*}"
-	! sha256sum --status -c - <<<"$sha  $deb" 2>/dev/null || return 0
-	need_space 1
-	temp deb
-	try "downloading $package $version" "$log" get_deb "$temp" || return 1
-	mv "$temp"/*.deb "$deb"
-}
-
-get_deb() {
-	cd "$1" && apt-get "${apt[@]}" -o APT::Sandbox::User=root download "$package=$version"
-}
-
 unpack() {
 	dpkg-deb --fsys-tarfile "$deb" | tar -xO "./usr/src/$package.tar.xz" | tar -xJ --strip-components=1 -C "$1"
-}
-
-# settle KEY DIR: makes DIR the pristine tree of that key.
-settle() {
-	listing "$2" >"$2.list"
-	rm -rf "${store:?}/$1" "$store/$1.list"
-	mv "$2" "$store/$1"
-	mv "$2.list" "$store/$1.list"
-}
-
-whole() {
-	[[ -f $store/$1.list && -d $store/$1 ]] && cmp -s <(listing "$store/$1") "$store/$1.list"
 }
 
 from_debian() {
@@ -115,7 +54,7 @@ from_debian() {
 	if ! whole "$key"; then
 		[[ ! -d $store/$key ]] || say "the cached source $key is damaged; unpacking it again"
 		need dpkg tar xz-utils
-		download || { tail -n 3 "$log" >&2; die "$package $version: download failed, see $log; run: apt-get update"; }
+		download "$package" "$version" || { tail -n 3 "$log" >&2; die "$package $version: download failed, see $log; run: apt-get update"; }
 		need_space 4
 		temp source
 		step "unpacking $package $version" "$log" unpack "$temp"
