@@ -37,6 +37,22 @@ test_kdir_is_too_old() {
 	fails 'Linux 5.10: too old; 6.1 is the oldest' env KDIR="$tree" "$HARNESS/build.sh" debug
 }
 
+test_module_for_no_kernel() {
+	local kernel=$work/kernel
+	fails "^hmm: KDIR=$work/gone: no such directory" env KDIR="$work/gone" "$HARNESS/module.sh"
+	mkdir -p "$kernel"/include/{config,generated}
+	fails "^hmm: KDIR=$kernel: no configured kernel \(Makefile is missing\)" env KDIR="$kernel" "$HARNESS/module.sh"
+	touch "$kernel"/{Makefile,include/config/auto.conf}
+	echo '#define UTS_RELEASE "5.10.0-9-amd64"' >"$kernel/include/generated/utsrelease.h"
+	fails "^hmm: KDIR=$kernel: no Module.symvers" env KDIR="$kernel" "$HARNESS/module.sh"
+	echo >"$kernel/Module.symvers"
+	fails 'Linux 5.10.0-9-amd64: too old; 6.1 is the oldest' env KDIR="$kernel" "$HARNESS/module.sh"
+	echo CONFIG_HMM=m >"$kernel/include/config/auto.conf"
+	fails "^hmm: KDIR=$kernel: has HMM in its tree" env KDIR="$kernel" "$HARNESS/module.sh"
+	fails '^hmm: BASE=latest: its stock kernel is not for Debian 12' env BASE=latest KDIR= "$HARNESS/module.sh"
+	fails '^hmm: BASE=2.4: no such base; use 6.12 or 6.1' env BASE=2.4 KDIR= "$HARNESS/module.sh"
+}
+
 test_missing_package() {
 	mkdir -p "$work/bin"
 	printf '#!/bin/sh\nexit 1\n' | tee "$work/bin/dpkg-query" >"$work/bin/apt-get"
