@@ -4,12 +4,13 @@
 # Builds the guest: kernel, modules, static programs, initramfs, from the source
 # that BASE or KDIR names, into out/$BASE/FLAVOUR.
 #
-# usage: harness/build.sh debug|kcsan|rt|coverage|pristine|lean|lean-pristine|lint
+# usage: harness/build.sh debug|kcsan|rt|coverage|pristine|lean|lean-pristine|lint|stock
 # debug is the kernel with this project in it and most checkers, kcsan the one that
 # looks for data races, rt is debug with PREEMPT_RT, coverage counts which lines of this
 # project run; pristine is without this project; lean and lean-pristine are with and
 # without, and without any checker, to be measured; lint compiles this project's objects
-# only, with W=1 and sparse, for their messages.
+# only, with W=1 and sparse, for their messages; stock builds no kernel: it packs Debian's
+# own with the modules that module.sh has built for it.
 
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -27,7 +28,8 @@ coverage) fragments=(guest coverage preempt tests hmm) ;;
 pristine) fragments=(guest debug preempt pristine) programs=(tests) ;;
 lean) fragments=(guest lean lean-hmm) unbuilt='^lib/test_hmm.c$|_(kunit|torture).c$' programs=(unused) ;;
 lean-pristine) fragments=(guest lean lean-pristine) programs=(unused) ;;
-*) die "build: $flavour: no such flavour; use debug, kcsan, rt, coverage, pristine, lean, lean-pristine or lint" ;;
+stock) fragments=() programs=(demo tests) ;;
+*) die "build: $flavour: no such flavour; use debug, kcsan, rt, coverage, pristine, lean, lean-pristine, lint or stock" ;;
 esac
 fragments=("${fragments[@]/%/.config}")
 
@@ -69,6 +71,7 @@ lost_lines() {
 
 configure() {
 	local sum lost
+	[[ $flavour != stock ]] || return 0
 	sum=$(cd "$HARNESS/config" && cat "${fragments[@]}" "$tree"/{,mm/,lib/}Kconfig* | sha256sum)
 	if [[ -f $obj/.config && $(cat "$obj/.hmm-config" 2>/dev/null) == "$sum" && -z $(lost_lines) ]]; then
 		return
@@ -99,7 +102,7 @@ compile() {
 		kernel_make headers || return
 		touch "$obj/usr/include/.hmm-whole"
 	}
-	kernel_make bzImage modules || return
+	[[ $flavour == stock ]] || kernel_make bzImage modules || return
 	# By content, not time: the next run may be another checkout's.
 	rsync -rc --delete "$HARNESS/guest/" "$obj/hmm-guest/"
 	make -f "$obj/hmm-guest/programs.mk" -j "$JOBS" TREE="$tree" OBJ="$obj" "${programs[@]}" || return
@@ -109,6 +112,7 @@ compile() {
 build() {
 	local label
 	label="building Linux ${key#*_} ($flavour)"
+	[[ $flavour != stock ]] || label="building the programs of the tests"
 	mkdir -p "$obj"
 	heal
 	if configure && try "$label" "$log" compile; then
@@ -137,22 +141,80 @@ check_objects() {
 	done < <(data files; data renames | cut -d' ' -f2)
 }
 
+# The driver of hmm.rst against what "make module" has left, by the Kbuild that README has.
+build_example() {
+	local driver=$temp/driver
+	mkdir -p "$driver"
+	example >"$driver/gpu.c"
+	sed -nE "s|^ {4}HMM := .*|HMM := $OUT/module|p; s/^ {4}((LINUXINCLUDE|KBUILD_EXTRA_SYMBOLS|obj-m) := .*)/\1/p" \
+		"$ROOT/README.md" >"$driver/Kbuild"
+	step "building the driver of hmm.rst" "$log" \
+		make -C "$("$HARNESS/stock.sh" headers)" M="$driver" W=1 KCFLAGS=-Werror modules
+	cp "$driver/gpu.ko" "$1"
+}
+
+# What this guest needs and that kernel has as modules: /lib/modules/stock is the order
+# to load them.
+virtio_modules() {
+	local all=$temp/all modules=$temp/all/lib/modules/$release file name
+	mkdir -p "$modules"
+	file=$(find "$image" -path "*/modules/$release/kernel")
+	(cd "${file%/*}" && find modules.builtin* modules.order kernel/drivers/{virtio,char} \
+		\( -name 'virtio*' -o -name 'modules.*' \) -type f -exec cp --parents -t "$modules" {} +)
+	depmod -b "$all" "$release"
+	: >"$1/stock"
+	while read -r file; do
+		name=$(basename "$file")
+		case $file in
+		*.ko) cp "$file" "$1/" ;;
+		*.ko.xz) xz -dc "$file" >"$1/${name%.xz}" ;;
+		*) die "stock: $name: compressed as no kernel before; correct harness/build.sh" ;;
+		esac
+		echo "${name%%.*}" >>"$1/stock"
+	done < <(for name in virtio_pci virtio_console; do
+		modprobe -C /dev/null -d "$all" -S "$release" --show-depends "$name"
+	done | awk '$1 == "insmod" && !($2 in seen) { seen[$2]; print $2 }')
+}
+
+stock_kernel() {
+	local image release
+	image=$("$HARNESS/stock.sh" image)
+	release=$(<"$OUT/module/release")
+	[[ -e $image/boot/vmlinuz-$release ]] ||
+		die "stock: the archive has headers of Linux $release, but another image; run: apt-get update"
+	cp "$image/boot/vmlinuz-$release" "$temp/bzImage"
+	virtio_modules "$1"
+	cp "$OUT"/module/*.ko "$1/"
+	build_example "$1"
+	strip --strip-debug "$1"/*.ko
+}
+
+built_kernel() {
+	local module
+	while read -r module; do
+		cp "$obj/${module%.*}.ko" "$1/"
+	done <"$obj/modules.order"
+	cp "$obj/arch/x86/boot/bzImage" "$temp/"
+}
+
 pack() {
-	local root=$temp/root module
+	local root=$temp/root
 	mkdir -p "$root"/{bin,lib/modules}
 	find "$obj/hmm-programs" -maxdepth 1 -type f -exec cp -t "$root/bin" "$(command -v busybox)" {} +
 	install -m 755 "$HARNESS/guest/init" "$root/init"
-	while read -r module; do
-		cp "$obj/${module%.*}.ko" "$root/lib/modules/"
-	done <"$obj/modules.order"
+	if [[ $flavour == stock ]]; then
+		stock_kernel "$root/lib/modules"
+	else
+		built_kernel "$root/lib/modules"
+	fi
 	chmod -R a+rX "$root"
 	(cd "$root" && find . | cpio -o -H newc --quiet -R 0:0) >"$temp/initramfs.cpio"
-	cp "$obj/arch/x86/boot/bzImage" "$temp/"
 	mv "$temp"/{initramfs.cpio,bzImage} "$OUT/$flavour/"
 }
 
 need bc binutils bison busybox-static cpio flex gcc libc6-dev libelf-dev make patch perl-base python3 \
 	qemu-system-x86 rsync
+[[ $flavour != stock ]] || need kmod xz-utils
 lock_base
 mkdir -p "$OUT/$flavour"
 key=$("$HARNESS/source.sh")
@@ -168,6 +230,6 @@ touch "$obj/.hmm-built"
 echo "$tree" >"$OUT/$flavour/tree"
 echo "$obj" >"$OUT/$flavour/obj"
 [[ $flavour != lint ]] || exit 0
-[[ $flavour == *pristine ]] || check_objects
+[[ $flavour == *pristine || $flavour == stock ]] || check_objects
 temp pack
 pack

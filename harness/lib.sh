@@ -220,6 +220,12 @@ data() {
 	grep -vE '^[[:space:]]*(#|$)' "$HARNESS/$1"
 }
 
+# The driver in hmm.rst: its parts together are a file.
+example() {
+	awk '/^A driver, step by step$/ { on = 1 } on && /^Locks$/ { exit }
+		on && /^(\t|$)/ { sub(/^\t/, ""); print }' "$ROOT/Documentation/vm/hmm.rst"
+}
+
 # The lines that tell whether a source tree still is what it was: names, sizes, times.
 listing() {
 	find "$1" -name __pycache__ -prune -o ! -type d -printf '%P %s %T@\n' | sort

@@ -53,6 +53,11 @@ test_module_for_no_kernel() {
 	fails '^hmm: BASE=2.4: no such base; use 6.12 or 6.1' env BASE=2.4 KDIR= "$HARNESS/module.sh"
 }
 
+test_stock_kernel_is_as_it_is() {
+	fails "^hmm: KDIR=$work: make test-stock boots Debian's kernel" "$HARNESS/hmm" test-stock KDIR="$work"
+	fails '^hmm: KCSAN=1 RT=: a stock kernel is as it is' "$HARNESS/hmm" test-stock KCSAN=1 KDIR=
+}
+
 test_missing_package() {
 	mkdir -p "$work/bin"
 	printf '#!/bin/sh\nexit 1\n' | tee "$work/bin/dpkg-query" >"$work/bin/apt-get"
