@@ -146,8 +146,8 @@ build_example() {
 	local driver=$temp/driver
 	mkdir -p "$driver"
 	example >"$driver/gpu.c"
-	sed -nE "s|^ {4}HMM := .*|HMM := $OUT/module|p; s/^ {4}((LINUXINCLUDE|KBUILD_EXTRA_SYMBOLS|obj-m) := .*)/\1/p" \
-		"$ROOT/README.md" >"$driver/Kbuild"
+	# shellcheck disable=SC2016 # make expands
+	example_kbuild "$OUT/module" '$(HMM)/Module.symvers' >"$driver/Kbuild"
 	step "building the driver of hmm.rst" "$log" \
 		make -C "$("$HARNESS/stock.sh" headers)" M="$driver" W=1 KCFLAGS=-Werror modules
 	cp "$driver/gpu.ko" "$1"

@@ -226,6 +226,12 @@ example() {
 		on && /^(\t|$)/ { sub(/^\t/, ""); print }' "$ROOT/Documentation/vm/hmm.rst"
 }
 
+# example_kbuild DIRECTORY SYMVERS: the Kbuild that README has for it, where HMM is that.
+example_kbuild() {
+	sed -nE "s|^ {4}HMM := .*|HMM := $1|p; s|^ {4}(KBUILD_EXTRA_SYMBOLS := ).*|\\1$2|p
+		s/^ {4}((LINUXINCLUDE|obj-m) := .*)/\\1/p" "$ROOT/README.md"
+}
+
 # The lines that tell whether a source tree still is what it was: names, sizes, times.
 listing() {
 	find "$1" -name __pycache__ -prune -o ! -type d -printf '%P %s %T@\n' | sort

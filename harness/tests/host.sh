@@ -56,6 +56,7 @@ test_module_for_no_kernel() {
 test_stock_kernel_is_as_it_is() {
 	fails "^hmm: KDIR=$work: make test-stock boots Debian's kernel" "$HARNESS/hmm" test-stock KDIR="$work"
 	fails '^hmm: KCSAN=1 RT=: a stock kernel is as it is' "$HARNESS/hmm" test-stock KCSAN=1 KDIR=
+	fails "^hmm: KDIR=$work: make dkms-test is for Debian's kernel" "$HARNESS/hmm" dkms-test KDIR="$work"
 }
 
 test_missing_package() {
