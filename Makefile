@@ -3,7 +3,7 @@
 # The commands of this project; each is a verb of harness/hmm, which also works
 # without make. "make help" lists them with the variables that they take.
 
-COMMANDS := run test kunit torture fuzz model mutants coverage lint docs series series-check dist bench bench-quick shell harness-test range-check module test-stock dkms-deb dkms-test clean help
+COMMANDS := run test kunit torture fuzz model mutants coverage bench bench-quick module test-stock dkms-deb dkms-test lint docs series series-check dist shell harness-test range-check clean help
 VARIABLES := BASE KDIR ARGS KCSAN RT RUNS MINUTES SEED JOBS HMM_CACHE
 
 export $(VARIABLES)

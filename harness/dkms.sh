@@ -20,6 +20,7 @@ set -euo pipefail
 dir=$OUT/dkms
 log=$OUT/dkms/dkms.log
 version=$(sed -n 's/^PACKAGE_VERSION="\(.*\)"$/\1/p' "$ROOT/module/dkms.conf")
+[[ $version == "$(cat "$ROOT/VERSION")" ]] || die "dkms: module/dkms.conf has version $version, VERSION another; make them one"
 deb=$ROOT/out/hmm-dkms_${version}_all.deb
 
 # fill FILE: prints it with what is filled in of the package's control files.
