@@ -52,10 +52,25 @@ heal() {
 	find "$obj" -type f -size 0 \( -name '*.o' -o -name '*.a' -o -name '*.ko' -o -name '*.cmd' \) -delete
 }
 
+# The fragments as this kernel can have them, into a directory.
+fragments_for() {
+	local line other symbol script=(-e '')
+	while read -r line other; do
+		symbol=${line%%=*}
+		grep -rqE --include='Kconfig*' "^(menu)?config ${symbol#CONFIG_}\$" "$tree" ||
+			script+=(-e "s/^$line\$/$other/")
+	done < <(data config/substitutes)
+	rm -rf "$1"
+	mkdir -p "$1"
+	for line in "${fragments[@]}"; do
+		sed "${script[@]}" "$HARNESS/config/$line" >"$1/$line"
+	done
+}
+
 # Every line of every fragment must hold in .config, but for those that a later
 # fragment takes back; prints those that do not.
 lost_lines() {
-	(cd "$HARNESS/config" && awk 'FILENAME == ARGV[1] { have[$0]; next }
+	(cd "$obj/.hmm-fragments" && awk 'FILENAME == ARGV[1] { have[$0]; next }
 		/^CONFIG_/ {
 			symbol = $0
 			sub(/=.*/, "", symbol)
@@ -72,13 +87,14 @@ lost_lines() {
 configure() {
 	local sum lost
 	[[ $flavour != stock ]] || return 0
-	sum=$(cd "$HARNESS/config" && cat "${fragments[@]}" "$tree"/{,mm/,lib/}Kconfig* | sha256sum)
+	fragments_for "$obj/.hmm-fragments"
+	sum=$(cd "$obj/.hmm-fragments" && cat "${fragments[@]}" "$tree"/{,mm/,lib/}Kconfig* | sha256sum)
 	if [[ -f $obj/.config && $(cat "$obj/.hmm-config" 2>/dev/null) == "$sum" && -z $(lost_lines) ]]; then
 		return
 	fi
 	rm -f "$obj/.hmm-config"
-	(cd "$HARNESS/config" && cat "${fragments[@]}") >"$obj/.hmm-fragments"
-	try "configuring the kernel" "$log" kernel_make KCONFIG_ALLCONFIG="$obj/.hmm-fragments" allnoconfig || return
+	(cd "$obj/.hmm-fragments" && cat "${fragments[@]}") >"$obj/.hmm-allconfig"
+	try "configuring the kernel" "$log" kernel_make KCONFIG_ALLCONFIG="$obj/.hmm-allconfig" allnoconfig || return
 	lost=$(lost_lines)
 	[[ -z $lost ]] || die "config: lost $(paste -sd, <<<"$lost" | sed 's/,/, /g'): its dependencies are not met in this kernel; correct the fragment"
 	echo "$sum" >"$obj/.hmm-config"

@@ -39,6 +39,7 @@ hook() {
 	local file count
 	file=$(land "$1" "$pristine")
 	[[ -f $pristine/$file ]] || die "import: $file: not in this kernel; harness/hooks expects it"
+	[[ $3 != 'without '* ]] || ! grep -qF -- "${3#without }" "$pristine/$file" || return 0
 	stage_of "$file"
 	count=$(grep -cFx -- "$4" "$staged") || :
 	[[ $3 != if-there || $count -gt 0 ]] || return 0

@@ -108,6 +108,27 @@ test_file_is_missing() {
 	fails '^hmm: import: lib/test_hmm.c: missing from this checkout' "$checkout/harness/build.sh" lint
 }
 
+# What stands in harness/hooks for other kernels only does not touch this one.
+test_hook_for_other_kernels() {
+	cached_key
+	copy others
+	printf 'add mm/rmap.c after without anon_vma\n<no such line\n>#error\n' >>"$checkout/harness/hooks"
+	"$checkout/harness/import.sh" "$key"
+	holds cmp "$HMM_CACHE/pristine/$key/mm/rmap.c" "$HMM_CACHE/tree/$key/mm/rmap.c"
+	sed -i 's/without anon_vma$/without anon_vma_of_nobody/' "$checkout/harness/hooks"
+	fails '^hmm: import: mm/rmap.c: anchor "no such line" found 0 times, not once' \
+		"$checkout/harness/import.sh" "$key"
+}
+
+test_config_line_is_substituted() {
+	copy substitute
+	echo CONFIG_NO_SUCH_THING=y >>"$checkout/harness/config/guest.config"
+	echo 'CONFIG_NO_SUCH_THING=y CONFIG_NET=y' >>"$checkout/harness/config/substitutes"
+	"$checkout/harness/build.sh" lint
+	sed -i 's/ CONFIG_NET=y$/ CONFIG_NOR_THIS=y/' "$checkout/harness/config/substitutes"
+	fails '^hmm: config: lost CONFIG_NOR_THIS=y \(harness/config/guest.config\)' "$checkout/harness/build.sh" lint
+}
+
 test_config_line_does_not_survive() {
 	copy config
 	echo CONFIG_NO_SUCH_THING=y >>"$checkout/harness/config/guest.config"
