@@ -80,7 +80,10 @@ hooks
 while read -r file; do our_file "$file"; done < <(data files)
 if [[ -f $ROOT/MAINTAINERS.patch ]]; then
 	stage_of MAINTAINERS
-	patch -s -F0 --no-backup-if-mismatch -d "$stage" -p1 <"$ROOT/MAINTAINERS.patch" >&2 ||
+	# As land does it
+	[[ -d $pristine/tools/testing/selftests/mm ]] && selftests=mm || selftests=vm
+	sed "s|selftests/mm/|selftests/$selftests/|" "$ROOT/MAINTAINERS.patch" |
+		patch -s -F0 --no-backup-if-mismatch -d "$stage" -p1 >&2 ||
 		die "import: MAINTAINERS.patch does not apply to this kernel; correct its context"
 fi
 while read -r from _; do
