@@ -225,7 +225,7 @@ test_docs_warnings_are_found() {
 	sed -i 's/^ \* struct hmm_mirror - /&and @nothing: /; /^ \* @free: /d' "$checkout/include/linux/hmm.h"
 	fails '^hmm: docs: warnings about this project' "$checkout/harness/docs.sh"
 	holds grep -qE 'hmm.rst:[0-9]+: .*no such place' <<<"$said"
-	holds grep -qE "hmm.h:[0-9]+ .*'free' not described" <<<"$said"
+	holds grep -qE "hmm.h:[0-9]+:? .*'free' not described" <<<"$said"
 	holds test ! -e "$checkout/out/docs"
 }
 
