@@ -126,7 +126,10 @@ struct test_hmm_wait {
  */
 #define TEST_HMM_WRITE		_IOW('H', 0xa5, struct test_hmm_access)
 #define TEST_HMM_READ		_IOWR('H', 0xa6, struct test_hmm_access)
-/* Have the device write pages until it is released. Errors as above. */
+/*
+ * Have the device write pages until it is released. Errors as above; -EBUSY: it does
+ * already.
+ */
 #define TEST_HMM_RUN		_IOW('H', 0xa7, struct test_hmm_access)
 /* Hold the next thread that comes to a point: -EBUSY if another context does. */
 #define TEST_HMM_HOLD		_IOW('H', 0xa8, __u32)

@@ -12,7 +12,7 @@
  * Where the kernel has KCOV, a row that reached a new place of this project's code is
  * kept, and others are made from it.
  *
- * What is wrong: a result that include/lib/test_hmm_mirror_uapi.h does not name, a life
+ * What is wrong: an error that the call has no reason to give (see commands), a life
  * that hangs, objects left at the end, a command that never succeeded (then this looks
  * at nothing), and all that the kernel itself reports. Without KCOV a row is a function
  * of the seed, the worker and its number.
