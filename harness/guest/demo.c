@@ -27,6 +27,8 @@
 
 #include <lib/test_hmm_mirror_uapi.h>
 
+#include "common.h"
+
 #define NR_PAGES	16
 #define LIMIT_MS	20000
 
@@ -38,11 +40,8 @@ die(const char *format, ...)
 	va_list args;
 
 	va_start(args, format);
-	fputs("demo: FAILED: ", stdout);
-	vprintf(format, args);
+	complain("demo", format, args);
 	va_end(args);
-	fputs("\n", stdout);
-	fflush(stdout);
 	_exit(1);
 }
 
@@ -99,40 +98,6 @@ static void no_event(int fd, const char *what)
 		die("an event came too early: %s", what);
 }
 
-static void send_fd(int sock, int fd)
-{
-	char control[CMSG_SPACE(sizeof(int))] = {}, c = 0;
-	struct iovec iov = { .iov_base = &c, .iov_len = 1 };
-	struct msghdr msg = {
-		.msg_iov = &iov, .msg_iovlen = 1,
-		.msg_control = control, .msg_controllen = sizeof(control),
-	};
-	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
-
-	cmsg->cmsg_level = SOL_SOCKET;
-	cmsg->cmsg_type = SCM_RIGHTS;
-	cmsg->cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(cmsg), &fd, sizeof(int));
-	if (sendmsg(sock, &msg, 0) != 1)
-		die("passing the descriptor: %s", strerror(errno));
-}
-
-static int receive_fd(int sock)
-{
-	char control[CMSG_SPACE(sizeof(int))], c;
-	struct iovec iov = { .iov_base = &c, .iov_len = 1 };
-	struct msghdr msg = {
-		.msg_iov = &iov, .msg_iovlen = 1,
-		.msg_control = control, .msg_controllen = sizeof(control),
-	};
-	int fd;
-
-	if (recvmsg(sock, &msg, 0) != 1 || !CMSG_FIRSTHDR(&msg))
-		die("receiving the descriptor: %s", strerror(errno));
-	memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&msg)), sizeof(int));
-	return fd;
-}
-
 /* Tell that this process has come so far, and wait until it may go on. */
 static void meet_parent(int go, int came)
 {
@@ -171,7 +136,8 @@ static void __attribute__((noreturn)) owner(int fd, int go, int came, int sock)
 		_exit(!ioctl(fd, TEST_HMM_WRITE, &all) || errno != EPERM);
 	if (child < 0 || waitpid(child, &status, 0) != child || status)
 		die("the child could use its parent's mirror");
-	send_fd(sock, fd);
+	if (fd_send(sock, fd, 0))
+		die("passing the descriptor: %s", strerror(errno));
 	call(fd, TEST_HMM_RUN, &all, "device run");
 	/* Each pass writes the next value: see some come in */
 	last = (volatile uint64_t *)(buffer + (NR_PAGES - 1) * size);
@@ -184,8 +150,10 @@ static void __attribute__((noreturn)) owner(int fd, int go, int came, int sock)
 /* The process that the descriptor is passed to: closes it last when told. */
 static void __attribute__((noreturn)) keeper(int go, int came, int sock)
 {
-	int fd = receive_fd(sock);
+	int fd = fd_receive(sock, 0);
 
+	if (fd < 0)
+		die("receiving the descriptor: %s", strerror(errno));
 	meet_parent(go, came);
 	close(fd);
 	_exit(0);

@@ -43,6 +43,8 @@
 
 #include <lib/test_hmm_mirror_uapi.h>
 
+#include "common.h"
+
 #define NR_WORKERS	6
 #define NR_STEPS	32
 #define NR_SLOTS	4	/* descriptors of a life */
@@ -172,13 +174,11 @@ static unsigned int worker_nr;
 static void __attribute__((noreturn, format(printf, 1, 2)))
 die(const char *format, ...)
 {
-	char text[256];
 	va_list args;
 
 	va_start(args, format);
-	vsnprintf(text, sizeof(text), format, args);
+	complain("# fuzz", format, args);
 	va_end(args);
-	dprintf(STDOUT_FILENO, "# fuzz: FAILED: %s\n", text);
 	atomic_store(&shared->failed, 1);
 	_exit(1);
 }
@@ -398,27 +398,14 @@ static void slot_set(unsigned int slot, int fd)
  */
 static void step_pass(const struct step *step)
 {
-	char control[CMSG_SPACE(sizeof(int))] = {}, c = 0;
-	struct iovec iov = { .iov_base = &c, .iov_len = 1 };
-	struct msghdr msg = {
-		.msg_iov = &iov, .msg_iovlen = 1,
-		.msg_control = control, .msg_controllen = sizeof(control),
-	};
-	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
-	int fd;
-
 	if (step->a % 2) {
-		if (recvmsg(sock[0], &msg, MSG_DONTWAIT) != 1 || !CMSG_FIRSTHDR(&msg))
-			return;
-		memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&msg)), sizeof(int));
-		slot_set(step->slot, fd);
-		return;
+		int fd = fd_receive(sock[0], MSG_DONTWAIT);
+
+		if (fd >= 0)
+			slot_set(step->slot, fd);
+	} else {
+		fd_send(sock[1], slots[step->slot], MSG_DONTWAIT);
 	}
-	cmsg->cmsg_level = SOL_SOCKET;
-	cmsg->cmsg_type = SCM_RIGHTS;
-	cmsg->cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(cmsg), &slots[step->slot], sizeof(int));
-	sendmsg(sock[1], &msg, MSG_DONTWAIT);
 }
 
 static void step_read(const struct step *step)

@@ -38,6 +38,8 @@
 
 #include <lib/test_hmm_mirror_uapi.h>
 
+#include "common.h"
+
 #define NR_WORKERS	5
 #define NR_LIVES	12
 #define NR_DEVICES	2
@@ -96,14 +98,11 @@ static struct sums sums[MAX_CONTEXTS];
 static void __attribute__((noreturn, format(printf, 1, 2)))
 die(const char *format, ...)
 {
-	char text[256];
 	va_list args;
 
 	va_start(args, format);
-	vsnprintf(text, sizeof(text), format, args);
+	complain("# torture", format, args);
 	va_end(args);
-	/* In one piece: others may fail as well */
-	dprintf(STDOUT_FILENO, "# torture: FAILED: %s\n", text);
 	_exit(1);
 }
 
@@ -218,40 +217,6 @@ static void touch(int fd, uint32_t how, uint64_t value)
 		call(fd, TEST_HMM_RUN, &arg, "run", unreachable);
 }
 
-static void fd_send(int to, int fd)
-{
-	char control[CMSG_SPACE(sizeof(int))] = {}, c = 0;
-	struct iovec iov = { .iov_base = &c, .iov_len = 1 };
-	struct msghdr msg = {
-		.msg_iov = &iov, .msg_iovlen = 1,
-		.msg_control = control, .msg_controllen = sizeof(control),
-	};
-	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
-
-	cmsg->cmsg_level = SOL_SOCKET;
-	cmsg->cmsg_type = SCM_RIGHTS;
-	cmsg->cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(cmsg), &fd, sizeof(int));
-	/* Full: nobody takes them; then this one stays here */
-	sendmsg(to, &msg, MSG_DONTWAIT);
-}
-
-static int fd_receive(int from)
-{
-	char control[CMSG_SPACE(sizeof(int))], c;
-	struct iovec iov = { .iov_base = &c, .iov_len = 1 };
-	struct msghdr msg = {
-		.msg_iov = &iov, .msg_iovlen = 1,
-		.msg_control = control, .msg_controllen = sizeof(control),
-	};
-	int fd;
-
-	if (recvmsg(from, &msg, MSG_DONTWAIT) != 1 || !CMSG_FIRSTHDR(&msg))
-		return -1;
-	memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&msg)), sizeof(int));
-	return fd;
-}
-
 /* Registers until the process is gone. */
 static void *thread_main(void *arg)
 {
@@ -339,8 +304,9 @@ static void life_use(int fd, struct course *c)
 	if (!c->kill)
 		call(fd, TEST_HMM_KILL, NULL, "kill", gone);
 	if (!c->pass) {
-		fd_send(sock[c->device & 1], fd);
-		passed = fd_receive(sock[c->access & 1]);
+		/* Full: nobody takes them; then this one stays here */
+		fd_send(sock[c->device & 1], fd, MSG_DONTWAIT);
+		passed = fd_receive(sock[c->access & 1], MSG_DONTWAIT);
 	}
 	if (c->unregister & 1)
 		call(fd, TEST_HMM_UNREGISTER, NULL, "unregister", gone);
