@@ -18,6 +18,6 @@ lock_out
 status=0
 run "$HARNESS/build.sh" "$flavour"
 echo "# seed $seed; from the same again: make fuzz MINUTES=$minutes SEED=$seed BASE=$BASE${KCSAN:+ KCSAN=1}"
-HMM_FLAVOUR=$flavour HMM_LIMIT=$((minutes * 90 + 300)) \
-	run "$HARNESS/boot.sh" fuzz "$seed" $((minutes * 60)) || status=1
+HMM_FLAVOUR=$flavour HMM_KERNEL=fuzz HMM_LIMIT=$((minutes * 90 + 300)) \
+	run "$HARNESS/boot.sh" test fuzz "$seed" $((minutes * 60)) || status=1
 awk -f "$HARNESS/ktap.awk" -v bad="$status" "$OUT/$flavour/fuzz/out.ktap"

@@ -102,7 +102,8 @@ named_tests() {
 
 # Each fault of the list can still be made.
 mutants() {
-	"$HARNESS/mutate.py" check "$HARNESS/mutants/list" "$ROOT/mm/hmm.c"
+	"$HARNESS/mutate.py" check "$HARNESS/mutants/list" "$ROOT"
+	"$HARNESS/mutate.py" check "$HARNESS/mutants/fuzz" "$ROOT"
 	comm -13 <("$HARNESS/mutate.py" names "$HARNESS/mutants/list" | cut -f1 | sort) <(data mutants/sample | sort)
 }
 

@@ -9,6 +9,7 @@
 # usage: harness/mutant.sh DIRECTORY (with its patch in it), from mutants.sh, which sets
 #	HMM_MUTANTS_OBJ		build directory of User Mode Linux
 #	HMM_MUTANTS_BASE	directory with the initramfs of all mutants, the boots, the limits
+#	HMM_MUTANTS_ONLY	name of the one boot to make, or empty
 
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -130,6 +131,7 @@ boot() {
 boots() {
 	local name limit silence parameter arguments attempt
 	while read -r name limit silence parameter arguments; do
+		[[ -z $HMM_MUTANTS_ONLY || $name == "$HMM_MUTANTS_ONLY" ]] || continue
 		for attempt in 1 2 3; do
 			# shellcheck disable=SC2086 # words
 			boot "$name" "$limit" "$silence" "$parameter" $arguments

@@ -4,12 +4,13 @@
 # make mutants: are the tests any good? Puts single faults into this project's code,
 # one at a time, builds the module and runs the tests on it under User Mode Linux
 # until one fails, in a boot each: KUnit, selftests, each test of lockdep, a short
-# torture, and KUnit with a look for leaks. Each fault has to be found, or be none,
-# and the list says why. Those that have a verdict from before, of the same sources,
+# torture and fuzzing, and KUnit with a look for leaks. Each fault has to be found, or
+# be none, and the list says why. Those that have a verdict from before, of the same sources,
 # are not run again. The table is out/$BASE/mutants/table.txt, the last line
 # "N passed, N failed, N skipped"; a mutant that survives is a failure.
 #
-# usage: [BASE=...] [JOBS=N] [ARGS="[LIST|PATCH|DIRECTORY|sample]... [NAME...]"] harness/mutants.sh
+# usage: [BASE=...] [JOBS=N] [ARGS="[only=BOOT] [LIST|PATCH|DIRECTORY|sample]... [NAME...]"] harness/mutants.sh
+# only=BOOT: kunit, selftests, torture, fuzz or leaks, and no other: can it find them?
 # LIST is a file like harness/mutants/list (the default), PATCH a file *.patch or *.diff
 # against this repository, DIRECTORY one with patches; sample: the names in
 # harness/mutants/sample; NAME: a mutant of a list, instead of all of them.
@@ -23,15 +24,19 @@ set -euo pipefail
 out=$OUT/mutants
 base=$out/unmutated
 torture_seconds=15
+fuzz_seconds=30
 
-# What ARGS names. Sets lists, patches and wanted (names).
+# What ARGS names. Sets lists, patches, wanted (names) and HMM_MUTANTS_ONLY (a boot).
 arguments() {
 	local word
 	lists=()
 	patches=()
 	wanted=()
+	export HMM_MUTANTS_ONLY=
 	for word in $ARGS; do
-		if [[ $word == sample ]]; then
+		if [[ $word =~ ^only=(kunit|selftests|torture|fuzz|leaks)$ ]]; then
+			HMM_MUTANTS_ONLY=${BASH_REMATCH[1]}
+		elif [[ $word == sample ]]; then
 			mapfile -t -O ${#wanted[@]} wanted < <(data mutants/sample)
 		elif [[ -d $word ]]; then
 			mapfile -t -O ${#patches[@]} patches < <(find "$word" -type f \( -name '*.patch' -o -name '*.diff' \) | sort)
@@ -67,12 +72,11 @@ collect() {
 		"$HARNESS/mutate.py" names "$list" >"$temp/names"
 		while IFS=$'\t' read -r name how text; do
 			((${#wanted[@]} == 0)) || [[ " ${wanted[*]} " == *" $name "* ]] || continue
-			if ! "$HARNESS/mutate.py" apply "$list" "$name" "$ROOT/mm/hmm.c" >"$temp/hmm.c" 2>"$temp/error"; then
+			if ! "$HARNESS/mutate.py" apply "$list" "$name" "$ROOT" >"$temp/patch" 2>"$temp/error"; then
 				cat "$temp/error" >&2
-				add "$name" "does not apply" "$text" </dev/null
-				continue
+				how="does not apply"
 			fi
-			add "$name" "$how" "$text" < <(diff -u --label a/mm/hmm.c --label b/mm/hmm.c "$ROOT/mm/hmm.c" "$temp/hmm.c")
+			add "$name" "$how" "$text" <"$temp/patch"
 		done <"$temp/names"
 	done
 	for name in "${wanted[@]}"; do
@@ -100,8 +104,8 @@ initramfs() {
 	local root=$temp/root module
 	mkdir -p "$root"/{bin,lib/modules}
 	rsync -rc --delete "$HARNESS/guest/" "$obj/hmm-guest/"
-	make -f "$obj/hmm-guest/programs.mk" TREE="$tree" OBJ="$obj" "$obj/hmm-programs/hmm-tests"
-	cp "$obj/hmm-programs/hmm-tests" "$(command -v busybox)" "$root/bin/"
+	make -f "$obj/hmm-guest/programs.mk" TREE="$tree" OBJ="$obj" "$obj"/hmm-programs/{hmm-tests,fuzz}
+	cp "$obj"/hmm-programs/{hmm-tests,fuzz} "$(command -v busybox)" "$root/bin/"
 	install -m 755 "$HARNESS/guest/init" "$root/init"
 	while read -r module; do
 		cp "$obj/${module%.*}.ko" "$root/lib/modules/"
@@ -122,6 +126,7 @@ boots() {
 		echo "$case 120 60 hmm.leaks=no lockdep $case"
 	done < <(sed -n 's/^\tKUNIT_CASE(\(.*\)),$/\1/p' "$ROOT/mm/tests/hmm_lockdep_kunit.c")
 	echo "torture $((torture_seconds + 120)) 60 hmm.leaks=no torture $torture_seconds"
+	echo "fuzz $((fuzz_seconds + 120)) 120 hmm.leaks=no fuzz 1 $fuzz_seconds"
 	echo "leaks 600 120 kmemleak=on kunit"
 }
 
@@ -135,7 +140,7 @@ limit() {
 
 # sum NAME: of all that its verdict depends on.
 sum() {
-	cat "$out/$1/patch" "$base/sources" | sha256sum | cut -d' ' -f1
+	cat "$out/$1/patch" "$base/sources" - <<<"$HMM_MUTANTS_ONLY" | sha256sum | cut -d' ' -f1
 }
 
 # done_before NAME: is there a verdict that still holds?
@@ -216,7 +221,7 @@ uml_config
 step "packing the guest" "$out/pack.log" initramfs
 printf '%s\n' mem=512M "${parameters[@]}" >"$base/parameters"
 # All that the tests are, and that they run on
-(cd "$ROOT" && data files | grep -v '^Documentation/' | xargs cat; cat "$HARNESS"/guest/{init,patience.h} "$HARNESS"/splats* "$obj/.config") >"$base/sources"
+(cd "$ROOT" && data files | grep -v '^Documentation/' | xargs cat; cat "$HARNESS"/guest/{init,patience.h,common.h,fuzz.c} "$HARNESS"/splats* "$obj/.config") >"$base/sources"
 export HMM_MUTANTS_OBJ=$obj HMM_MUTANTS_BASE=$base
 
 : >"$base/patch"

@@ -1,25 +1,28 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""Single faults in mm/hmm.c, as harness/mutants/list writes them down.
+"""Single faults in this project's code, as harness/mutants/list writes them down.
 
 usage: mutate.py names LIST
-       mutate.py check LIST mm/hmm.c
-       mutate.py apply LIST NAME mm/hmm.c
+       mutate.py check LIST ROOT
+       mutate.py apply LIST NAME ROOT
 
 names prints each mutant: name, "killed" or "equivalent" (what is expected of it), why;
 with tabs between. check says of each that does not fit what is wrong with it.
-apply prints the file with one mutant in it. The format of a list: the top of
-harness/mutants/list.
+apply prints one mutant as a patch. ROOT is the repository, the format of a list: the
+top of harness/mutants/list.
 """
 
+import difflib
+import os
 import re
 import sys
 
 
 class Mutant:
-    def __init__(self, name, why):
+    def __init__(self, name, why, file):
         self.name = name
         self.why = why
+        self.file = file
         self.equivalent = ""
         self.places = []        # [function, old lines, new lines]
 
@@ -28,6 +31,7 @@ def parse(path):
     mutants = []
     last = ""
     function = None
+    file = "mm/hmm.c"
 
     def wrong(number, what):
         sys.exit(f"hmm: {path}:{number}: {what}; its top explains the format")
@@ -42,8 +46,10 @@ def parse(path):
         if named:
             if named[1] in (mutant.name for mutant in mutants):
                 wrong(number, f"{named[1]}: a second mutant of that name")
-            mutants.append(Mutant(*named.groups()))
+            mutants.append(Mutant(*named.groups(), file))
             function = None
+        elif kind == "%":
+            file = line[1:].strip()
         elif not mutants:
             wrong(number, "no mutant begins here")
         elif kind == "=":
@@ -99,20 +105,21 @@ def main(verb, path, *rest):
             print(mutant.name, expected, mutant.why, sep="\t")
         return
     name = rest[0] if verb == "apply" else ""
-    source = open(rest[-1], encoding="utf-8").read()
     bad = False
     for mutant in mutants:
         if name not in ("", mutant.name):
             continue
         try:
+            source = open(os.path.join(rest[-1], mutant.file), encoding="utf-8").read()
             text = apply(mutant, source)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             print(f"hmm: {path}: {mutant.name}: does not apply: {error}; "
                   "correct it, or drop it if it is a fault no more", file=sys.stderr)
             bad = True
             continue
         if name:
-            sys.stdout.write(text)
+            sys.stdout.writelines(difflib.unified_diff(
+                source.splitlines(True), text.splitlines(True), "a/" + mutant.file, "b/" + mutant.file))
             return
     if name and not bad:
         sys.exit(f"hmm: {path}: no mutant is named {name}")

@@ -151,10 +151,10 @@ test_mutant_is_unknown() {
 test_mutant_does_not_apply() {
 	printf '%s\n' 'gone: its line is there no more' '@hmm_put' '<	no_such_line();' >"$work/list"
 	fails '^hmm: .*/list: gone: does not apply: hmm_put\(\): "no_such_line\(\);".* found 0 times, not once' \
-		"$HARNESS/mutate.py" check "$work/list" "$ROOT/mm/hmm.c"
+		"$HARNESS/mutate.py" check "$work/list" "$ROOT"
 	printf '%s\n' 'lost: its function is there no more' '@no_such_function' '<	return;' >"$work/list"
 	fails '^hmm: .*/list: lost: does not apply: no function no_such_function\(\)' \
-		"$HARNESS/mutate.py" check "$work/list" "$ROOT/mm/hmm.c"
+		"$HARNESS/mutate.py" check "$work/list" "$ROOT"
 }
 
 test_mutants_list_is_malformed() {
