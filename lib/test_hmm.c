@@ -26,7 +26,7 @@
  *	test_context::lock		what the context is attached to and has
  *					registered; held over HMM's calls, so never
  *					taken in callbacks
- *	  test_board::destroy_lock	one hmm_device_unregister() at a time
+ *	  test_board::removal_lock	one hmm_device_unregister() or _unplug() at a time
  *	    test_board::device_sem	for read while hmm_mirror_register() uses
  *					the device, for write to take it away
  *	test_mirror::lock		the page tables of the device; spinlock, taken
@@ -115,7 +115,7 @@ struct test_board {
 	struct list_head node;			/* test_boards_lock */
 	u32 number;
 	unsigned int nr_attached;		/* test_boards_lock */
-	struct mutex destroy_lock;		/* hmm_device_unregister() */
+	struct mutex removal_lock;
 	struct rw_semaphore device_sem;
 	struct test_device *device;		/* device_sem; NULL: gone */
 
@@ -599,7 +599,7 @@ static struct test_board *test_board_create(void)
 		goto err_free;
 
 	kref_init(&board->kref);
-	mutex_init(&board->destroy_lock);
+	mutex_init(&board->removal_lock);
 	init_rwsem(&board->device_sem);
 	board->device = device;
 	spin_lock_init(&board->log_lock);
@@ -628,7 +628,7 @@ static int test_board_destroy(struct test_board *board)
 	struct test_device *device;
 	int ret = -ENODEV;
 
-	mutex_lock(&board->destroy_lock);
+	mutex_lock(&board->removal_lock);
 	device = board->device;
 	if (device)
 		ret = hmm_device_unregister(&device->hmm);
@@ -638,7 +638,7 @@ static int test_board_destroy(struct test_board *board)
 		kfree(device);
 		up_write(&board->device_sem);
 	}
-	mutex_unlock(&board->destroy_lock);
+	mutex_unlock(&board->removal_lock);
 
 	if (!ret)
 		test_log(board, 0, TEST_HMM_DEVICE_GONE, 0);
@@ -884,17 +884,20 @@ static int test_ioctl_kill(struct test_context *context)
 	return 0;
 }
 
-/* For read, as a register that comes meanwhile is to be refused by HMM. */
+/*
+ * A device that another context unregisters is no longer one to unplug, and HMM would
+ * warn. A register that comes meanwhile is to be refused by HMM.
+ */
 static int test_ioctl_unplug(struct test_board *board)
 {
 	int ret = -ENODEV;
 
-	down_read(&board->device_sem);
+	mutex_lock(&board->removal_lock);
 	if (board->device) {
 		hmm_device_unplug(&board->device->hmm);
 		ret = 0;
 	}
-	up_read(&board->device_sem);
+	mutex_unlock(&board->removal_lock);
 	if (!ret)
 		test_log(board, 0, TEST_HMM_UNPLUGGED, 0);
 	return ret;

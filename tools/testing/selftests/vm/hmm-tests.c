@@ -1397,6 +1397,23 @@ TEST_F(hmm, register_on_a_destroyed_device_fails)
 	EXPECT_EQ(ENODEV, errno);
 }
 
+/* Nor is it one to unplug, from the moment when HMM begins to take it away. */
+TEST_F(hmm, unplug_of_a_device_that_goes_fails)
+{
+	struct world *w = &self->w;
+	struct process remover, unplug;
+
+	ASSERT_EQ(0, hold(w->ctl, TEST_HMM_AT_DEVICE_WAIT));
+	ASSERT_LT(0, start_caller(&remover, w->ctl, TEST_HMM_DEVICE_DESTROY));
+	ASSERT_EQ(0, wait_held(w->ctl, TEST_HMM_AT_DEVICE_WAIT));
+	ASSERT_LT(0, start_caller(&unplug, w->fd, TEST_HMM_DEVICE_UNPLUG));
+	EXPECT_TRUE(process_stays(&unplug));
+	ASSERT_EQ(0, resume(w->ctl, TEST_HMM_AT_DEVICE_WAIT));
+	EXPECT_EQ(0, process_end(&remover));
+	w->destroyed = true;
+	EXPECT_EQ(1, process_end(&unplug));
+}
+
 /* The device failed: released for that, and registered until the driver says so. */
 TEST_F(hmm, kill_releases_and_stays_registered)
 {
