@@ -284,7 +284,7 @@ static int test_hold_arm(struct test_context *context, u32 point)
 	int ret;
 
 	if (point >= TEST_HMM_NR_POINTS ||
-	    (point >= TEST_HMM_AT_FIND_WALK && point <= TEST_HMM_AT_KILL_OWN))
+	    (point >= TEST_HMM_AT_FIND_WALK && point <= TEST_HMM_AT_LAZY_TAKEN))
 		return -EINVAL;
 	ret = test_become_holder(context);
 	if (ret)

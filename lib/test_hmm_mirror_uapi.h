@@ -95,12 +95,14 @@ enum test_hmm_point {
 	TEST_HMM_AT_DEVICE_PUT,
 	TEST_HMM_AT_DEVICE_DROPPED,
 	TEST_HMM_AT_DEVICE_OWN,
+	TEST_HMM_AT_DEVICE_CLOSE,
 	TEST_HMM_AT_FIND_WALK,	/* from here on no thread can be held */
 	TEST_HMM_AT_FIND_FOUND,
 	TEST_HMM_AT_PIN_WALK,
 	TEST_HMM_AT_ASYNC_OWN,
 	TEST_HMM_AT_UNPLUG_OWNED,
-	TEST_HMM_AT_KILL_OWN,	/* up to here */
+	TEST_HMM_AT_KILL_OWN,
+	TEST_HMM_AT_LAZY_TAKEN,	/* up to here */
 	TEST_HMM_IN_RELEASE,	/* the device is stopped, ->release() goes on */
 	TEST_HMM_NR_POINTS
 };

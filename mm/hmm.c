@@ -333,65 +333,6 @@ static void hmm_counts_sum(struct hmm_counts *sum)
 	}
 }
 
-/*
- * What need not be done at once: releases of hmm_mirror_unregister_async(), and what
- * is left of an mm without mirrors. To wake a worker costs many times what the rest of
- * these does, and a worker that is woken in an exit would find its invalidation in the
- * way; so for a moment they are gathered.
- */
-struct hmm_lazy {
-	struct llist_head mirrors;
-	struct llist_head hmms;
-};
-
-static DEFINE_PER_CPU(struct hmm_lazy, hmm_lazy);
-static DEFINE_MUTEX(hmm_lazy_mutex);
-static unsigned long hmm_lazy_delay = 1;	/* jiffies; changed by tests only */
-
-/*
- * Who waits for any of them does not wait for the moment to pass: once this returns all
- * that was gathered before is queued. The mutex makes that true for what another
- * thread has taken from a list.
- */
-static void hmm_lazy_drain(void)
-{
-	struct hmm_mirror *mirror, *next_mirror;
-	struct hmm *hmm, *next_hmm;
-	int cpu;
-
-	mutex_lock(&hmm_lazy_mutex);
-	for_each_possible_cpu(cpu) {
-		struct hmm_lazy *lazy = per_cpu_ptr(&hmm_lazy, cpu);
-		struct llist_node *mirrors, *hmms;
-
-		if (llist_empty(&lazy->mirrors) && llist_empty(&lazy->hmms))
-			continue;
-		mirrors = llist_del_all(&lazy->mirrors);
-		hmms = llist_del_all(&lazy->hmms);
-		llist_for_each_entry_safe(mirror, next_mirror,
-					  llist_reverse_order(mirrors), lazy)
-			queue_work(hmm_release_wq, &mirror->work);
-		llist_for_each_entry_safe(hmm, next_hmm, hmms, lazy)
-			queue_work(hmm_mm_wq, &hmm->free_work);
-	}
-	mutex_unlock(&hmm_lazy_mutex);
-}
-
-static void hmm_lazy_work_fn(struct work_struct *work)
-{
-	hmm_lazy_drain();
-}
-
-static DECLARE_DELAYED_WORK(hmm_lazy_work, hmm_lazy_work_fn);
-
-/* To one of the lists of this CPU; that the task moves on meanwhile does no harm. */
-static void hmm_lazy_add(struct llist_node *node, struct llist_head *list)
-{
-	/* If it was not empty, who made it so has seen to this, and it is yet to come */
-	if (llist_add(node, list))
-		schedule_delayed_work(&hmm_lazy_work, READ_ONCE(hmm_lazy_delay));
-}
-
 #ifdef CONFIG_HMM_TEST_POINTS
 DEFINE_STATIC_SRCU(hmm_test_srcu);
 static hmm_test_hook hmm_test_hook_fn;
@@ -436,7 +377,74 @@ void hmm_test_clear_hook(void)
 	synchronize_srcu(&hmm_test_srcu);
 }
 EXPORT_SYMBOL_GPL(hmm_test_clear_hook);
+#else
+static inline void hmm_point(enum hmm_test_point point,
+			     struct hmm_mirror *mirror)
+{
+}
+#endif /* CONFIG_HMM_TEST_POINTS */
 
+/*
+ * What need not be done at once: releases of hmm_mirror_unregister_async(), and what
+ * is left of an mm without mirrors. To wake a worker costs many times what the rest of
+ * these does, and a worker that is woken in an exit would find its invalidation in the
+ * way; so for a moment they are gathered.
+ */
+struct hmm_lazy {
+	struct llist_head mirrors;
+	struct llist_head hmms;
+};
+
+static DEFINE_PER_CPU(struct hmm_lazy, hmm_lazy);
+static DEFINE_MUTEX(hmm_lazy_mutex);
+static unsigned long hmm_lazy_delay = 1;	/* jiffies; changed by tests only */
+
+/*
+ * Who waits for any of them does not wait for the moment to pass: once this returns all
+ * that was gathered before is queued. The mutex makes that true for what another
+ * thread has taken from a list.
+ */
+static void hmm_lazy_drain(void)
+{
+	struct hmm_mirror *mirror, *next_mirror;
+	struct hmm *hmm, *next_hmm;
+	int cpu;
+
+	mutex_lock(&hmm_lazy_mutex);
+	for_each_possible_cpu(cpu) {
+		struct hmm_lazy *lazy = per_cpu_ptr(&hmm_lazy, cpu);
+		struct llist_node *mirrors, *hmms;
+
+		if (llist_empty(&lazy->mirrors) && llist_empty(&lazy->hmms))
+			continue;
+		mirrors = llist_del_all(&lazy->mirrors);
+		hmms = llist_del_all(&lazy->hmms);
+		hmm_point(HMM_POINT_LAZY_TAKEN, NULL);
+		llist_for_each_entry_safe(mirror, next_mirror,
+					  llist_reverse_order(mirrors), lazy)
+			queue_work(hmm_release_wq, &mirror->work);
+		llist_for_each_entry_safe(hmm, next_hmm, hmms, lazy)
+			queue_work(hmm_mm_wq, &hmm->free_work);
+	}
+	mutex_unlock(&hmm_lazy_mutex);
+}
+
+static void hmm_lazy_work_fn(struct work_struct *work)
+{
+	hmm_lazy_drain();
+}
+
+static DECLARE_DELAYED_WORK(hmm_lazy_work, hmm_lazy_work_fn);
+
+/* To one of the lists of this CPU; that the task moves on meanwhile does no harm. */
+static void hmm_lazy_add(struct llist_node *node, struct llist_head *list)
+{
+	/* If it was not empty, who made it so has seen to this, and it is yet to come */
+	if (llist_add(node, list))
+		schedule_delayed_work(&hmm_lazy_work, READ_ONCE(hmm_lazy_delay));
+}
+
+#ifdef CONFIG_HMM_TEST_POINTS
 /**
  * hmm_test_quiesce() - Finish what is freed asynchronously, and count the rest.
  * @counts: Where to put the number of live objects, or NULL.
@@ -521,11 +529,6 @@ spinlock_t *hmm_test_lock(enum hmm_test_lock which, void *of)
 	}
 }
 EXPORT_SYMBOL_GPL(hmm_test_lock);
-#else
-static inline void hmm_point(enum hmm_test_point point,
-			     struct hmm_mirror *mirror)
-{
-}
 #endif /* CONFIG_HMM_TEST_POINTS */
 
 static unsigned long hmm_report_after(void)
@@ -2149,6 +2152,7 @@ int hmm_device_unregister(struct hmm_device *device)
 	/* The lock is one only after registration */
 	if (hmm_device_is_there(device)) {
 		hmm_callback_might_wait(device);
+		hmm_point(HMM_POINT_DEVICE_CLOSE, NULL);
 		ret = hmm_device_close(device, &unused);
 	}
 	WARN_ONCE(ret == -EINVAL,

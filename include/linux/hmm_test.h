@@ -49,6 +49,8 @@ struct hmm_mirror;
  * @HMM_POINT_DEVICE_DROPPED: It is dropped; the device may be freed.
  * @HMM_POINT_DEVICE_OWN: hmm_device_register() has seen a device that is not
  *	registered, and tries to own it next.
+ * @HMM_POINT_DEVICE_CLOSE: hmm_device_unregister() has seen a device that is
+ *	registered, and tries to close it next.
  * @HMM_POINT_FIND_WALK: hmm_mirror_find() looks at the struct hmm of an mm, without
  *	a reference. Under RCU: the hook must not sleep.
  * @HMM_POINT_FIND_FOUND: hmm_mirror_find() has seen a live mirror, and takes a
@@ -61,6 +63,8 @@ struct hmm_mirror;
  *	Under a spinlock: the hook must not sleep.
  * @HMM_POINT_KILL_OWN: hmm_mirror_kill() has tried to own the release. The hook may
  *	sleep only if the caller of that may.
+ * @HMM_POINT_LAZY_TAKEN: What was gathered on one CPU is taken from there, and not
+ *	queued yet.
  * @HMM_NR_POINTS: How many there are.
  */
 enum hmm_test_point {
@@ -82,12 +86,14 @@ enum hmm_test_point {
 	HMM_POINT_DEVICE_PUT,
 	HMM_POINT_DEVICE_DROPPED,
 	HMM_POINT_DEVICE_OWN,
+	HMM_POINT_DEVICE_CLOSE,
 	HMM_POINT_FIND_WALK,
 	HMM_POINT_FIND_FOUND,
 	HMM_POINT_PIN_WALK,
 	HMM_POINT_ASYNC_OWN,
 	HMM_POINT_UNPLUG_OWNED,
 	HMM_POINT_KILL_OWN,
+	HMM_POINT_LAZY_TAKEN,
 	HMM_NR_POINTS
 };
 

@@ -18,6 +18,9 @@
 #include <linux/completion.h>
 #include <linux/cpumask.h>
 #include <linux/delay.h>
+#include <linux/err.h>
+#include <linux/file.h>
+#include <linux/fs.h>
 #include <linux/hmm.h>
 #include <linux/hmm_test.h>
 #include <linux/irq_work.h>
@@ -28,11 +31,14 @@
 #include <linux/mman.h>
 #include <linux/mmu_notifier.h>
 #include <linux/module.h>
+#include <linux/mount.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/smp.h>
 #include <linux/spinlock.h>
+#include <linux/uio.h>
 #include <linux/workqueue.h>
 
 /* Before a test is taken to hang */
@@ -60,6 +66,7 @@ enum {
 struct gate {
 	atomic_t arrivals;
 	bool closed;
+	unsigned int cpu;	/* of who is held */
 	struct completion reached;
 	struct completion open;
 };
@@ -159,6 +166,7 @@ static void gate_pass(unsigned int at)
 	atomic_inc(&gates[at].arrivals);
 	if (!xchg(&gates[at].closed, false))
 		return;
+	gates[at].cpu = raw_smp_processor_id();
 	complete(&gates[at].reached);
 	if (gate_spins(at)) {
 		/* Not jiffies: this CPU may be the one that counts them */
@@ -180,6 +188,16 @@ static void gates_open_all(void)
 		WRITE_ONCE(gates[at].closed, false);
 		gate_open(at);
 	}
+}
+
+/* For what nobody tells of. */
+static bool counts_to(const atomic_t *counter, int value)
+{
+	unsigned long limit = jiffies + msecs_to_jiffies(LIMIT_MS);
+
+	while (atomic_read(counter) != value && time_before(jiffies, limit))
+		usleep_range(1000, 2000);
+	return atomic_read(counter) == value;
 }
 
 static void hmm_kunit_hook(enum hmm_test_point point, struct hmm_mirror *mirror)
@@ -2062,6 +2080,73 @@ static void hmm_synchronize_waits_for_the_free_of_an_unregister(struct kunit *te
 	scene_end(test, &s, PATH_UNREGISTER, PATH_UNREGISTER);
 }
 
+/* G9. What workers do for one mirror does not wait for what they do for another. */
+static void hmm_workers_do_not_wait_for_others(struct kunit *test)
+{
+	static const int by[] = { PATH_KILL, PATH_ASYNC };
+	struct scene slow = {}, s = {};
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(by); i++) {
+		scene_set(test, &slow);
+		slow.context->in_release = wait_in_release;
+		scene_set(test, &s);
+		scene_run(&slow, by[i]);
+		KUNIT_EXPECT_TRUE(test, context_entered(slow.context));
+		scene_run(&s, by[i]);
+		KUNIT_EXPECT_TRUE(test, context_entered(s.context));
+		complete_all(&slow.context->came);
+		scene_end(test, &slow, by[i], by[i]);
+		scene_end(test, &s, by[i], by[i]);
+	}
+
+	/* ->free() */
+	scene_set(test, &slow);
+	scene_set(test, &s);
+	gate_close(GATE_IN_FREE);
+	scene_run(&slow, PATH_ASYNC);
+	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_FREE));
+	scene_run(&s, PATH_ASYNC);
+	KUNIT_EXPECT_TRUE(test, counts_to(&gates[GATE_IN_FREE].arrivals, 2));
+	gate_open(GATE_IN_FREE);
+	scene_end(test, &slow, PATH_ASYNC, PATH_ASYNC);
+	scene_end(test, &s, PATH_ASYNC, PATH_ASYNC);
+}
+
+/* G9. Nor does HMM keep an mm because another driver is slow about another mm. */
+static void hmm_mms_are_let_go_of_side_by_side(struct kunit *test)
+{
+	struct mmu_interval_notifier notifier;
+	struct scene slow = {}, s = {};
+	struct job unmap, synchronize;
+
+	scene_set(test, &slow);
+	scene_set(test, &s);
+	mm_map_page(test, slow.mm);
+	KUNIT_ASSERT_EQ(test, mmu_interval_notifier_insert(&notifier, slow.mm,
+							   SOME_ADDRESS,
+							   PAGE_SIZE,
+							   &kunit_notifier_ops),
+			0);
+	gate_close(GATE_IN_INVALIDATE);
+	job_start(&unmap, job_munmap, slow.mm);
+	KUNIT_EXPECT_TRUE(test, gate_reached(GATE_IN_INVALIDATE));
+	hmm_mirror_unregister(&slow.context->mirror);
+	/* Its worker is at it now */
+	job_start(&synchronize, job_synchronize, NULL);
+	KUNIT_EXPECT_TRUE(test, job_waits(&synchronize));
+	hmm_mirror_unregister(&s.context->mirror);
+	KUNIT_EXPECT_TRUE(test, counts_to(&s.mm->mm_count, 1));
+	KUNIT_EXPECT_TRUE(test, job_waits(&synchronize));
+
+	gate_open(GATE_IN_INVALIDATE);
+	KUNIT_EXPECT_TRUE(test, job_end(&synchronize));
+	KUNIT_EXPECT_TRUE(test, job_end(&unmap));
+	mmu_interval_notifier_remove(&notifier);
+	scene_end(test, &slow, PATH_UNREGISTER, PATH_UNREGISTER);
+	scene_end(test, &s, PATH_UNREGISTER, PATH_UNREGISTER);
+}
+
 /*
  * The driver has the memory back in ->free(), and may use it again. What becomes of
  * the new mirror does not wait for that ->free() to return.
@@ -2317,6 +2402,29 @@ static void hmm_who_waits_does_what_is_gathered(struct kunit *test)
 	kfree(s.gpu);
 	context_end(test, s.context, HMM_RELEASE_UNREGISTER, 1);
 	mmput(s.mm);
+	hmm_test_set_lazy_delay(0);
+}
+
+/* One takes it, and has not queued it yet: another who waits for it has to see that. */
+static void hmm_synchronize_waits_for_who_does_what_is_gathered(struct kunit *test)
+{
+	struct job first, second;
+	struct scene s = {};
+
+	hmm_test_set_lazy_delay(msecs_to_jiffies(2 * LIMIT_MS));
+	scene_set(test, &s);
+	hmm_mirror_unregister(&s.context->mirror);
+	gate_close(HMM_POINT_LAZY_TAKEN);
+	job_start(&first, job_synchronize, NULL);
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_LAZY_TAKEN));
+	job_start(&second, job_synchronize, NULL);
+	KUNIT_EXPECT_TRUE(test, job_waits(&second));
+	KUNIT_EXPECT_EQ(test, atomic_read(&s.mm->mm_count), 2);
+	gate_open(HMM_POINT_LAZY_TAKEN);
+	KUNIT_EXPECT_TRUE(test, job_end(&second));
+	KUNIT_EXPECT_EQ(test, atomic_read(&s.mm->mm_count), 1);
+	KUNIT_EXPECT_TRUE(test, job_end(&first));
+	scene_end(test, &s, PATH_UNREGISTER, PATH_UNREGISTER);
 	hmm_test_set_lazy_delay(0);
 }
 
@@ -2609,9 +2717,12 @@ static void job_quiesce(void *unused)
 static void job_find(void *arg)
 {
 	struct scene *s = arg;
+	struct hmm_mirror *mirror = hmm_mirror_find(&s->gpu->hmm, s->mm);
 
-	if (hmm_mirror_find(&s->gpu->hmm, s->mm))
+	if (mirror) {
+		s->context = container_of(mirror, struct gpu_context, mirror);
 		s->path = -1;
+	}
 }
 
 static void job_pin(void *arg)
@@ -2663,16 +2774,21 @@ static void hmm_lookups_beside_the_end_of_an_mm(struct kunit *test)
 	}
 }
 
-/* G3. A mirror was found live, and ends before there is a reference on it. */
+/*
+ * G3. A mirror was found live, and ends before there is a reference on it; then there may
+ * be another.
+ */
 static void hmm_unregister_waits_for_who_found_it(struct kunit *test)
 {
 	struct scene s = {}, looker;
 	struct job look, unregister;
+	struct gpu_context *next;
 
 	if (num_online_cpus() < 2)
 		kunit_skip(test, "one CPU spins, another goes on: there is one");
 
 	scene_set(test, &s);
+	next = context_register(test, s.gpu, s.mm);
 	looker = s;
 	gate_close(HMM_POINT_FIND_FOUND);
 	job_start(&look, job_find, &looker);
@@ -2684,10 +2800,13 @@ static void hmm_unregister_waits_for_who_found_it(struct kunit *test)
 	KUNIT_EXPECT_TRUE(test, job_waits(&unregister));
 	gate_open(HMM_POINT_FIND_FOUND);
 	KUNIT_EXPECT_TRUE(test, job_end(&look));
-	/* It comes too late, but on a machine so slow that it was not held */
+	/* It is the next one, but on a machine so slow that it was not held */
+	KUNIT_EXPECT_NE(test, looker.path, 0);
 	if (looker.path)
-		hmm_mirror_put(&s.context->mirror);
+		hmm_mirror_put(&looker.context->mirror);
 	KUNIT_EXPECT_TRUE(test, job_end(&unregister));
+	hmm_mirror_unregister(&next->mirror);
+	context_end(test, next, HMM_RELEASE_UNREGISTER, 1);
 	scene_end(test, &s, PATH_UNREGISTER, PATH_UNREGISTER);
 }
 
@@ -2701,12 +2820,16 @@ static void lock_between(struct kunit *test, spinlock_t *lock, unsigned int at,
 	unsigned long flags;
 	int came;
 
+	/* Or it is let go on this CPU, which is busy here, and comes nowhere at all */
+	set_cpus_allowed_ptr(current, cpumask_of(cpumask_any_but(cpu_online_mask,
+								 gates[at].cpu)));
 	gate_close(next);
 	spin_lock_irqsave(lock, flags);
 	gate_open(at);
 	mdelay(QUIET_MS);
 	came = gate_arrivals(next);
 	spin_unlock_irqrestore(lock, flags);
+	set_cpus_allowed_ptr(current, cpu_possible_mask);
 	KUNIT_EXPECT_EQ(test, came, 0);
 	KUNIT_EXPECT_TRUE(test, gate_reached(next));
 }
@@ -2909,6 +3032,63 @@ static void hmm_devices_take_each_lock(struct kunit *test)
 	kfree(s.gpu);
 }
 
+static void job_show(void *file)
+{
+	static char text[PAGE_SIZE];
+	struct kvec vec = { .iov_base = text, .iov_len = sizeof(text) };
+	struct iov_iter iter;
+	struct kiocb kiocb;
+
+	init_sync_kiocb(&kiocb, file);
+	kiocb.ki_pos = 0;
+	iov_iter_kvec(&iter, ITER_DEST, &vec, 1, sizeof(text));
+	WARN_ON(seq_read_iter(&kiocb, &iter) <= 0);
+}
+
+/* What debugfs shows may be on its way out. */
+static void hmm_debugfs_takes_each_lock(struct kunit *test)
+{
+	static const char * const names[] = { "hmm/devices", "hmm/mirrors" };
+	struct file_system_type *type = get_fs_type("debugfs");
+	struct vfsmount *debugfs;
+	struct scene s = {};
+	struct job job;
+	int i;
+
+	if (num_online_cpus() < 2)
+		kunit_skip(test, "one CPU holds a lock, another wants it: there is one");
+	if (!type)
+		kunit_skip(test, "needs debugfs");
+
+	debugfs = kern_mount(type);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(debugfs));
+	scene_set(test, &s);
+	for (i = 0; i < ARRAY_SIZE(names); i++) {
+		struct file *file = file_open_root_mnt(debugfs, names[i],
+						       O_RDONLY, 0);
+
+		KUNIT_EXPECT_FALSE(test, IS_ERR(file));
+		if (IS_ERR(file))
+			continue;
+		job_start_held(test, &job, job_show, file);
+		lock_between(test, hmm_test_lock(HMM_TEST_LOCK_OF_DEVICES, NULL),
+			     GATE_BEFORE_JOB, GATE_AFTER_JOB);
+		lock_ends(test, &job, GATE_AFTER_JOB);
+		/* The mirrors are those of one device after the other */
+		if (i) {
+			job_start_held(test, &job, job_show, file);
+			lock_between(test, &s.gpu->hmm.lock, GATE_BEFORE_JOB,
+				     GATE_AFTER_JOB);
+			lock_ends(test, &job, GATE_AFTER_JOB);
+		}
+		fput(file);
+	}
+	kern_unmount(debugfs);
+	module_put(type->owner);
+	hmm_mirror_unregister(&s.context->mirror);
+	scene_end(test, &s, PATH_UNREGISTER, PATH_UNREGISTER);
+}
+
 /* G11, C11. A signal while the first mirror is armed: nothing is left, and again. */
 static void hmm_register_with_a_signal_pending_unwinds(struct kunit *test)
 {
@@ -2970,12 +3150,18 @@ static void hmm_invalidations_reach_the_driver_during_release(struct kunit *test
  * Misuse: reported, refused, survived
  */
 
-/* Each misuse, at each place, warns. */
+/* Each misuse, at each place, warns; once a boot, so that it is refused in silence then. */
 #define expect_warning(what, call)					\
 do {									\
-	pr_info("hmm-test: expect-warning %s\n", what);			\
-	call;								\
-	pr_info("hmm-test: end-expect\n");				\
+	int times;							\
+									\
+	for (times = 0; times < 2; times++) {				\
+		if (!times)						\
+			pr_info("hmm-test: expect-warning %s\n", what);	\
+		call;							\
+		if (!times)						\
+			pr_info("hmm-test: end-expect\n");		\
+	}								\
 } while (0)
 
 static void misuse_in_release(struct gpu_context *context)
@@ -3006,6 +3192,11 @@ static void hmm_unregister_in_callback_is_refused(struct kunit *test)
 	context_end(test, context, HMM_RELEASE_MM_EXIT, 0);
 	gpu_end(test, gpu);
 	gpu_end(test, other);
+}
+
+static void job_device_unregister_late(void *gpu)
+{
+	WARN_ON(hmm_device_unregister(&((struct gpu *)gpu)->hmm) != -EINVAL);
 }
 
 static void hmm_unregister_of_unregistered_is_refused(struct kunit *test)
@@ -3047,6 +3238,14 @@ static void hmm_unregister_of_unregistered_is_refused(struct kunit *test)
 	gate_open(HMM_POINT_DEVICE_WAIT);
 	KUNIT_EXPECT_TRUE(test, job_end(&remove));
 	context_end(test, context, HMM_RELEASE_UNREGISTER, 0);
+	/* One of them comes when the other is through */
+	KUNIT_ASSERT_EQ(test, hmm_device_register(&gpu->hmm, &gpu_ops, "gpu"), 0);
+	gate_close(HMM_POINT_DEVICE_CLOSE);
+	job_start(&remove, job_device_unregister_late, gpu);
+	KUNIT_EXPECT_TRUE(test, gate_reached(HMM_POINT_DEVICE_CLOSE));
+	KUNIT_EXPECT_EQ(test, hmm_device_unregister(&gpu->hmm), 0);
+	gate_open(HMM_POINT_DEVICE_CLOSE);
+	KUNIT_EXPECT_TRUE(test, job_end(&remove));
 	kfree(gpu);
 
 	/* Of a mirror, too, one thread in the middle of it; it has warned above */
@@ -3203,13 +3402,40 @@ static int hmm_kunit_suite_init(struct kunit_suite *suite)
 	return ret;
 }
 
+/*
+ * The next may be the unload of HMM: its timer is still to come, and what is left of an
+ * address space is gathered. It came to that after the last device had looked.
+ */
+static void leave_it_to_the_unload(void)
+{
+	static struct gpu_context context;
+	static struct gpu gpu;
+	struct mm_struct *mm = mm_alloc();
+	struct job unregister, remove;
+
+	hmm_test_set_lazy_delay(msecs_to_jiffies(2 * LIMIT_MS));
+	if (WARN_ON(!mm))
+		return;
+	WARN_ON(hmm_device_register(&gpu.hmm, &gpu_ops, "gpu"));
+	init_completion(&context.entered);
+	WARN_ON(hmm_mirror_register(&context.mirror, &gpu.hmm, mm));
+	gate_close(HMM_POINT_RELEASE_OWNED);
+	job_start(&unregister, job_unregister, &context);
+	WARN_ON(!gate_reached(HMM_POINT_RELEASE_OWNED));
+	job_start(&remove, job_device_unregister, &gpu);
+	WARN_ON(!job_waits(&remove));
+	gate_open(HMM_POINT_RELEASE_OWNED);
+	WARN_ON(!job_end(&unregister));
+	WARN_ON(!job_end(&remove));
+	mmput(mm);
+}
+
 static void hmm_kunit_suite_exit(struct kunit_suite *suite)
 {
+	if (IS_MODULE(CONFIG_HMM))
+		leave_it_to_the_unload();
 	hmm_test_clear_hook();
 	destroy_workqueue(jobs_wq);
-	/* The next may be the unload of HMM: its timer is still to come */
-	if (IS_MODULE(CONFIG_HMM))
-		hmm_test_set_lazy_delay(msecs_to_jiffies(2 * LIMIT_MS));
 }
 
 static void hmm_kunit_exit(struct kunit *test)
@@ -3228,6 +3454,9 @@ static void hmm_kunit_exit(struct kunit *test)
 static struct kunit_case hmm_kunit_cases[] = {
 	/* The first walk there is must be seen as well as any other */
 	KUNIT_CASE(hmm_unregister_waits_for_exit_that_walks),
+	/* Before a test sets how much workers do at once */
+	KUNIT_CASE(hmm_workers_do_not_wait_for_others),
+	KUNIT_CASE(hmm_mms_are_let_go_of_side_by_side),
 	KUNIT_CASE(hmm_device_register_bad_arguments),
 	KUNIT_CASE(hmm_device_register_twice_keeps_first),
 	KUNIT_CASE(hmm_device_register_again),
@@ -3286,6 +3515,7 @@ static struct kunit_case hmm_kunit_cases[] = {
 	KUNIT_CASE(hmm_async_unregister_while_unplug_owns),
 	KUNIT_CASE(hmm_async_unregister_while_kill_owns),
 	KUNIT_CASE(hmm_who_waits_does_what_is_gathered),
+	KUNIT_CASE(hmm_synchronize_waits_for_who_does_what_is_gathered),
 	KUNIT_CASE(hmm_releases_of_exit_and_unplug_overlap),
 	KUNIT_CASE(hmm_releases_of_one_exit_all_overlap),
 	KUNIT_CASE(hmm_releases_overlap_when_a_queued_one_is_taken),
@@ -3299,6 +3529,7 @@ static struct kunit_case hmm_kunit_cases[] = {
 	KUNIT_CASE(hmm_register_takes_each_lock),
 	KUNIT_CASE(hmm_pins_take_the_lock),
 	KUNIT_CASE(hmm_devices_take_each_lock),
+	KUNIT_CASE(hmm_debugfs_takes_each_lock),
 	KUNIT_CASE(hmm_register_with_a_signal_pending_unwinds),
 	KUNIT_CASE(hmm_invalidations_reach_the_driver_during_release),
 	KUNIT_CASE(hmm_unregister_in_callback_is_refused),

@@ -45,6 +45,7 @@
 #define NR_SOAKERS	6
 #define NR_DEVICES	8
 #define NR_CONTEXTS	1000
+#define REPORT_SECONDS	"/sys/module/hmm/parameters/report_seconds"
 /* The image of a process that called exec; see exec_child() */
 #define EXEC_CHILD	"HMM_TESTS_EXEC_CHILD"
 
@@ -217,12 +218,16 @@ static bool events_await(int fd, __u32 type)
 	return true;
 }
 
-/* Lines of the kernel log that begin with @prefix, and go on with @what */
-static bool kmsg_await(int kmsg, const char *prefix, const char *what)
+/*
+ * When the next line of the kernel log was written that begins with @prefix and goes
+ * on with @what, in ms; or -1.
+ */
+static double kmsg_time(int kmsg, const char *prefix, const char *what)
 {
 	struct pollfd pfd = { .fd = kmsg, .events = POLLIN };
 	char record[1024], *text;
 	ssize_t len;
+	double us;
 
 	while (poll(&pfd, 1, LIMIT_MS) == 1) {
 		len = read(kmsg, record, sizeof(record) - 1);
@@ -230,14 +235,28 @@ static bool kmsg_await(int kmsg, const char *prefix, const char *what)
 		if (len < 0 && errno == EPIPE)
 			continue;
 		if (len < 0)
-			return false;
+			return -1;
 		record[len] = 0;
 		text = strchr(record, ';');
 		if (text && !strncmp(text + 1, prefix, strlen(prefix)) &&
-		    strstr(text, what))
-			return true;
+		    strstr(text, what) &&
+		    sscanf(record, "%*u,%*u,%lf", &us) == 1)
+			return us / 1e3;
 	}
-	return false;
+	return -1;
+}
+
+static bool kmsg_await(int kmsg, const char *prefix, const char *what)
+{
+	return kmsg_time(kmsg, prefix, what) >= 0;
+}
+
+/* Of the next two such lines */
+static double kmsg_ms_apart(int kmsg, const char *prefix, const char *what)
+{
+	double first = kmsg_time(kmsg, prefix, what);
+
+	return kmsg_time(kmsg, prefix, what) - first;
 }
 
 /* The first of its type, or NULL */
@@ -1573,6 +1592,7 @@ static void expect_reload(struct __test_metadata *_metadata, int hmm,
 	EXPECT_EQ(0, module_unload("hmm")) {
 		TH_LOG("hmm: %s", strerror(errno));
 	}
+	EXPECT_EQ(-1, access("/sys/kernel/debug/hmm", F_OK));
 	EXPECT_EQ(0, module_load(hmm));
 	EXPECT_EQ(0, module_load(test_hmm));
 }
@@ -1715,6 +1735,45 @@ TEST_F(modules, go_right_after_the_exit_of_a_process)
 		EXPECT_EQ(-1, process_end(&p));
 		expect_reload(_metadata, self->hmm, self->test_hmm);
 	}
+}
+
+/*
+ * Nothing has run in a module that has just come, so that the first callback is to be
+ * looked at in an hour, and a change of that counts for it.
+ */
+TEST_F(modules, report_seconds_counts_for_what_runs)
+{
+	char prefix[32], text[64];
+	void *buffer = buffer_new();
+	__u32 device;
+	int kmsg, fd;
+
+	kmsg = open("/dev/kmsg", O_RDWR | O_NONBLOCK | O_CLOEXEC);
+	if (kmsg < 0 || access(REPORT_SECONDS, W_OK))
+		SKIP(return, "needs /dev/kmsg and sysfs");
+	ASSERT_NE(MAP_FAILED, buffer);
+	expect_reload(_metadata, self->hmm, self->test_hmm);
+	ASSERT_EQ(0, write_file(REPORT_SECONDS, "3600"));
+	fd = device_open();
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, ioctl(fd, TEST_HMM_DEVICE_CREATE, &device));
+	lseek(kmsg, 0, SEEK_END);
+	snprintf(prefix, sizeof(prefix), "hmm: test%u: ", device);
+	snprintf(text, sizeof(text), "hmm-test: expect-warning ^%s\n", prefix);
+	ASSERT_EQ(strlen(text), write(kmsg, text, strlen(text)));
+	ASSERT_EQ(0, hold(fd, TEST_HMM_IN_RELEASE));
+	ASSERT_EQ(0, mirror_register(fd, buffer));
+	ASSERT_EQ(0, ioctl(fd, TEST_HMM_KILL));
+	ASSERT_EQ(0, wait_held(fd, TEST_HMM_IN_RELEASE));
+	ASSERT_EQ(0, write_file(REPORT_SECONDS, "1"));
+	EXPECT_TRUE(kmsg_await(kmsg, prefix, "->release() in "));
+	EXPECT_EQ(0, resume(fd, TEST_HMM_IN_RELEASE));
+	EXPECT_EQ(0, ioctl(fd, TEST_HMM_UNREGISTER));
+	snprintf(text, sizeof(text), "hmm-test: end-expect\n");
+	EXPECT_EQ(strlen(text), write(kmsg, text, strlen(text)));
+	close(fd);
+	close(kmsg);
+	expect_reload(_metadata, self->hmm, self->test_hmm);
 }
 
 /* Exec again and again, with the descriptors kept: each time a release. T10. */
@@ -1968,7 +2027,9 @@ TEST_F(hmm, clear_refs_releases_nothing)
 TEST_F(hmm, debugfs_shows_devices_and_mirrors)
 {
 	struct world *w = &self->w;
-	char text[4096], want[64];
+	char text[4096], want[64], *at;
+	double start = now_ms();
+	unsigned long age;
 
 	if (read_file("/sys/kernel/debug/hmm/counts", text, sizeof(text)))
 		SKIP(return, "needs debugfs on /sys/kernel/debug");
@@ -1981,9 +2042,12 @@ TEST_F(hmm, debugfs_shows_devices_and_mirrors)
 	}
 	ASSERT_EQ(0, read_file("/sys/kernel/debug/hmm/mirrors", text,
 			       sizeof(text)));
-	EXPECT_NE(NULL, strstr(text, " registered live - 1 ")) {
+	at = strstr(text, " registered live - 1 ");
+	ASSERT_NE(NULL, at) {
 		TH_LOG("%s", text);
 	}
+	ASSERT_EQ(1, sscanf(at, " registered live - 1 %lu\n", &age));
+	EXPECT_GE((now_ms() - start) / 1e3 + 1, age);
 	ASSERT_EQ(0, ioctl(w->fd, TEST_HMM_KILL));
 	ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_SYNCHRONIZE));
 	ASSERT_EQ(0, read_file("/sys/kernel/debug/hmm/mirrors", text,
@@ -2000,23 +2064,51 @@ TEST_F(hmm, debugfs_shows_devices_and_mirrors)
 	}
 }
 
+/* Also if they are more than there is room for when the file is opened. */
+TEST_F(hmm, debugfs_shows_many_mirrors)
+{
+	struct world *w = &self->w;
+	char text[32768], want[16], *at = text;
+	int fds[200], i, nr = 0;
+
+	if (read_file("/sys/kernel/debug/hmm/mirrors", text, sizeof(text)))
+		SKIP(return, "needs debugfs on /sys/kernel/debug");
+	for (i = 0; i < ARRAY_SIZE(fds); i++) {
+		fds[i] = device_attach(w->device);
+		ASSERT_LE(0, fds[i]);
+		ASSERT_EQ(0, mirror_register(fds[i], w->buffer));
+	}
+	ASSERT_EQ(0, read_file("/sys/kernel/debug/hmm/mirrors", text,
+			       sizeof(text)));
+	snprintf(want, sizeof(want), "\ntest%u ", w->device);
+	while ((at = strstr(at, want))) {
+		at++;
+		nr++;
+	}
+	EXPECT_EQ(ARRAY_SIZE(fds), nr) {
+		TH_LOG("%s", text);
+	}
+	for (i = 0; i < ARRAY_SIZE(fds); i++)
+		close(fds[i]);
+}
+
 /* A release that hangs has a name, and so has who waits for it. */
 TEST_F(hmm, hung_release_is_reported)
 {
-	const char *seconds = "/sys/module/hmm/parameters/report_seconds";
 	struct world *w = &self->w;
 	char before[16], prefix[32], text[64];
 	struct process p, unplug;
 	int kmsg;
 
 	kmsg = open("/dev/kmsg", O_RDWR | O_NONBLOCK | O_CLOEXEC);
-	if (kmsg < 0 || read_file(seconds, before, sizeof(before)))
+	if (kmsg < 0 || read_file(REPORT_SECONDS, before, sizeof(before)))
 		SKIP(return, "needs /dev/kmsg and sysfs");
 	lseek(kmsg, 0, SEEK_END);
 	snprintf(prefix, sizeof(prefix), "hmm: test%u: ", w->device);
 	snprintf(text, sizeof(text), "hmm-test: expect-warning ^%s\n", prefix);
 	ASSERT_EQ(strlen(text), write(kmsg, text, strlen(text)));
-	ASSERT_EQ(0, write_file(seconds, "1"));
+	EXPECT_NE(0, write_file(REPORT_SECONDS, "soon"));
+	ASSERT_EQ(0, write_file(REPORT_SECONDS, "1"));
 
 	ASSERT_EQ(0, mirror_register(w->fd, w->buffer));
 	ASSERT_EQ(0, hold(w->ctl, TEST_HMM_IN_RELEASE));
@@ -2029,6 +2121,19 @@ TEST_F(hmm, hung_release_is_reported)
 	EXPECT_TRUE(kmsg_await(kmsg, prefix, "->release() in "));
 	EXPECT_EQ(0, resume(w->ctl, TEST_HMM_IN_RELEASE));
 	EXPECT_EQ(0, process_end(&p));
+
+	/* No value makes a flood of it */
+	ASSERT_EQ(0, write_file(REPORT_SECONDS, "0"));
+	ASSERT_EQ(0, mirror_register(w->fd, w->buffer));
+	ASSERT_EQ(0, hold(w->ctl, TEST_HMM_IN_RELEASE));
+	ASSERT_EQ(0, ioctl(w->fd, TEST_HMM_KILL));
+	ASSERT_EQ(0, wait_held(w->ctl, TEST_HMM_IN_RELEASE));
+	ASSERT_LT(0, start_caller(&p, w->fd, TEST_HMM_UNREGISTER));
+	EXPECT_LT(500, kmsg_ms_apart(kmsg, prefix, "->release() in "));
+	EXPECT_LT(500, kmsg_ms_apart(kmsg, prefix, " waits for ->release() since "));
+	EXPECT_EQ(0, resume(w->ctl, TEST_HMM_IN_RELEASE));
+	EXPECT_EQ(0, process_end(&p));
+	ASSERT_EQ(0, write_file(REPORT_SECONDS, "1"));
 
 	/* An unplug is slow to notice the end of the release: it is a user */
 	ASSERT_EQ(0, mirror_register(w->fd, w->buffer));
@@ -2046,7 +2151,7 @@ TEST_F(hmm, hung_release_is_reported)
 	EXPECT_EQ(0, process_end(&p));
 	EXPECT_EQ(0, process_end(&unplug));
 
-	EXPECT_EQ(0, write_file(seconds, before));
+	EXPECT_EQ(0, write_file(REPORT_SECONDS, before));
 	snprintf(text, sizeof(text), "hmm-test: end-expect\n");
 	EXPECT_EQ(strlen(text), write(kmsg, text, strlen(text)));
 	close(kmsg);
