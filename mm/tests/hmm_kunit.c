@@ -3049,7 +3049,7 @@ static void job_show(void *file)
 static void hmm_debugfs_takes_each_lock(struct kunit *test)
 {
 	static const char * const names[] = { "hmm/devices", "hmm/mirrors" };
-	struct file_system_type *type = get_fs_type("debugfs");
+	struct file_system_type *type;
 	struct vfsmount *debugfs;
 	struct scene s = {};
 	struct job job;
@@ -3057,10 +3057,12 @@ static void hmm_debugfs_takes_each_lock(struct kunit *test)
 
 	if (num_online_cpus() < 2)
 		kunit_skip(test, "one CPU holds a lock, another wants it: there is one");
+	type = get_fs_type("debugfs");
 	if (!type)
 		kunit_skip(test, "needs debugfs");
 
 	debugfs = kern_mount(type);
+	module_put(type->owner);
 	KUNIT_ASSERT_FALSE(test, IS_ERR(debugfs));
 	scene_set(test, &s);
 	for (i = 0; i < ARRAY_SIZE(names); i++) {
@@ -3084,7 +3086,6 @@ static void hmm_debugfs_takes_each_lock(struct kunit *test)
 		fput(file);
 	}
 	kern_unmount(debugfs);
-	module_put(type->owner);
 	hmm_mirror_unregister(&s.context->mirror);
 	scene_end(test, &s, PATH_UNREGISTER, PATH_UNREGISTER);
 }
