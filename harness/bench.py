@@ -209,8 +209,8 @@ def show_footprint(show, sizes):
     show("Bytes, of the kernel in QEMU")
     for what in "hmm_device", "hmm_mirror", "hmm", "mmu_notifier", "mmu_interval_notifier":
         show(f"  struct {what:<24}{sizes['lean', what]:>8}")
-    show(f"  {'code of mm/hmm.o':<31}{sizes['lean', 'text']:>8}")
-    show(f"  {'data of mm/hmm.o':<31}{sizes['lean', 'data']:>8}")
+    show(f"  {'code of mm/hmm_device.o':<31}{sizes['lean', 'text']:>8}")
+    show(f"  {'data of mm/hmm_device.o':<31}{sizes['lean', 'data']:>8}")
     show("  a mirror costs its struct, and nothing besides; the first of an address space a struct hmm")
     show("")
 

@@ -89,9 +89,9 @@ footprint() {
 	temp footprint
 	struct_size lean kernel/fork.o mm_struct
 	struct_size lean-pristine kernel/fork.o mm_struct
-	struct_size lean mm/hmm.o hmm_device hmm_mirror hmm
+	struct_size lean mm/hmm_device.o hmm_device hmm_mirror hmm
 	struct_size lean mm/tests/hmm_bench.o mmu_notifier mmu_interval_notifier
-	section_sizes lean mm/hmm.o | awk '{ print "lean text", $1; print "lean data", $2 + $3 }'
+	section_sizes lean mm/hmm_device.o | awk '{ print "lean text", $1; print "lean data", $2 + $3 }'
 	for kernel in lean lean-pristine; do
 		section_sizes "$kernel" vmlinux | awk -v kernel="$kernel" '{ print kernel, "vmlinux", $4 }'
 	done

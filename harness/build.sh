@@ -22,12 +22,12 @@ unbuilt='^$'		# what this flavour does not build of our files
 programs=(demo fuzz torture tests)	# see programs.mk
 case $flavour in
 debug | lint) fragments=(guest debug preempt tests hmm selftest kcov) ;;
-rt) fragments=(guest debug tests hmm rt) unbuilt='^lib/test_hmm_range.c$' ;;
+rt) fragments=(guest debug tests hmm rt) ;;
 kcsan) fragments=(guest kcsan preempt tests hmm) ;;
 coverage) fragments=(guest coverage preempt tests hmm) ;;
 pristine) fragments=(guest debug preempt pristine) programs=(tests) ;;
-lean) fragments=(guest lean lean-hmm) unbuilt='^lib/test_hmm.c$|_(kunit|torture).c$' programs=(unused) ;;
-lean-pristine) fragments=(guest lean lean-pristine) programs=(unused) ;;
+lean) fragments=(guest lean lean-hmm) unbuilt='^lib/|_(kunit|torture).c$' programs=(unused) ;;
+lean-pristine) fragments=(guest lean) programs=(unused) ;;
 stock) fragments=() programs=(demo tests) ;;
 *) die "build: $flavour: no such flavour; use debug, kcsan, rt, coverage, pristine, lean, lean-pristine, lint or stock" ;;
 esac
@@ -37,8 +37,8 @@ fragments=("${fragments[@]/%/.config}")
 # look for a variable with the name of the object.
 kernel_make() {
 	local only=()
-	[[ $flavour != coverage ]] || only=(GCOV_PROFILE_hmm.o=y GCOV_PROFILE_test_hmm.o=y)
-	[[ $flavour != debug ]] || only=(KCOV_INSTRUMENT_hmm.o=y KCOV_INSTRUMENT_test_hmm.o=y)
+	[[ $flavour != coverage ]] || only=(GCOV_PROFILE_hmm_device.o=y GCOV_PROFILE_test_hmm_device.o=y)
+	[[ $flavour != debug ]] || only=(KCOV_INSTRUMENT_hmm_device.o=y KCOV_INSTRUMENT_test_hmm_device.o=y)
 	make -C "$tree" O="$obj" ARCH=x86_64 -j "$JOBS" "${only[@]}" "$@"
 }
 
@@ -102,7 +102,7 @@ configure() {
 
 # The object files of this project's part in the kernel.
 objects() {
-	data files | sed -n '/^tools/!s/\.c$/.o/p'
+	landed "$tree" | sed -n '/^tools/!s/\.c$/.o/p'
 }
 
 compile() {
@@ -154,7 +154,7 @@ check_objects() {
 		[[ ! $file =~ $unbuilt ]] || continue
 		[[ $file != *.c || $file == tools/* || $obj/${file%.c}.o -nt $tree/$file ]] ||
 			die "build: $file: imported but not built; check its Makefile hook and CONFIG line"
-	done < <(data files; data renames | cut -d' ' -f2)
+	done < <(landed "$tree")
 }
 
 # The driver of hmm.rst against what "make module" has left, by the Kbuild that README has.

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# make coverage: which lines and branches of mm/hmm.c and lib/test_hmm.c do KUnit,
+# make coverage: which lines and branches of the core and the dummy driver do KUnit,
 # selftests and torture reach, in guests of a kernel with gcov? The report is
-# out/$BASE/coverage/html, what is not reached of mm/hmm.c is named. Fails below 95 %
+# out/$BASE/coverage/html, what is not reached of mm/hmm_device.c is named. Fails below 95 %
 # of its lines or 85 % of its branches; the last line is "N passed, N failed, N skipped".
 #
 # usage: [BASE=...] harness/coverage.sh
@@ -41,7 +41,7 @@ traced() {
 
 report() {
 	"${lcov[@]}" "${traces[@]}" --output-file "$dir/all.info"
-	"${lcov[@]}" --extract "$dir/all.info" '*/mm/hmm.c' '*/lib/test_hmm.c' \
+	"${lcov[@]}" --extract "$dir/all.info" '*/mm/hmm_device.c' '*/lib/test_hmm_device.c' \
 		--output-file "$dir/hmm.info"
 	rm -rf "$dir/html"
 	genhtml --quiet --branch-coverage --legend --title HMM --prefix "$tree" --output-directory "$dir/html" "$dir/hmm.info"
@@ -54,7 +54,7 @@ run "$HARNESS/build.sh" coverage
 tree=$(cat "$dir/tree")
 obj=$(cat "$dir/obj")
 : >"$log"
-traced test "mm/hmm lib/test_hmm" own
-traced torture mm/hmm torture "$torture_seconds"
+traced test "mm/hmm_device lib/test_hmm_device" own
+traced torture mm/hmm_device torture "$torture_seconds"
 report >>"$log" 2>&1 || { tail -n 20 "$log" >&2; die "coverage: no report; the whole output is in $log"; }
-awk -v root="$tree/" -v lines=95 -v branches=85 -v only=mm/hmm.c -f "$HARNESS/coverage.awk" "$dir/hmm.info"
+awk -v root="$tree/" -v lines=95 -v branches=85 -v only=mm/hmm_device.c -f "$HARNESS/coverage.awk" "$dir/hmm.info"

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # make dkms-deb: the package hmm-dkms, out/hmm-dkms_VERSION_all.deb, by which DKMS builds
-# hmm.ko on the machine where it is installed.
+# hmm_core.ko on the machine where it is installed.
 #
 # make dkms-test: installs it in a bare Debian 12 with the headers of the stock kernel
 # of that base, and looks whether the module is built and installed; builds the driver of
@@ -111,7 +111,7 @@ installs() {
 	built=$(inside dkms status)
 	echo "$built"
 	[[ $built == "hmm/$version, $release, x86_64: installed" ]] || return
-	inside modinfo -k "$release" hmm
+	inside modinfo -k "$release" hmm_core
 }
 
 # The Kbuild of README, with the two places where DKMS has what it asks for.
@@ -126,7 +126,7 @@ driver_builds() {
 loads_and_unloads() {
 	local modules=$temp/more/lib/modules
 	mkdir -p "$modules"
-	cp "$(find "$chroot/lib/modules/$release/updates" -name 'hmm.ko*')" "$chroot/gpu/gpu.ko" "$modules/" || return
+	cp "$(find "$chroot/lib/modules/$release/updates" -name 'hmm_core.ko*')" "$chroot/gpu/gpu.ko" "$modules/" || return
 	! compgen -G "$modules/*.xz" >/dev/null || xz -d "$modules"/*.xz || return
 	(cd "$temp/more" && find . | cpio -o -H newc --quiet -R 0:0) | cat "$OUT/stock/initramfs.cpio" - >"$temp/initramfs.cpio" || return
 	HMM_BOOT_LIMIT=${HMM_BOOT_LIMIT:-300} HMM_FLAVOUR=stock HMM_KERNEL=dkms HMM_INITRAMFS=$temp/initramfs.cpio \
@@ -135,7 +135,7 @@ loads_and_unloads() {
 
 goes() {
 	inside dpkg -r hmm-dkms || return
-	[[ -z $(inside dkms status) && -z $(find "$chroot/lib/modules/$release" -name 'hmm.ko*') ]]
+	[[ -z $(inside dkms status) && -z $(find "$chroot/lib/modules/$release" -name 'hmm_core.ko*') ]]
 }
 
 test_deb() {

@@ -193,25 +193,40 @@ need_space() {
 	((free >= $1 * 1024)) || die "$HMM_CACHE: $free MB free, $1 GB needed; make room or set HMM_CACHE"
 }
 
-# land PATH TREE: where a file of this repository lies in that tree. The only two
-# rules: vm/ is mm/ where the tree renamed that directory, and Kconfig.hmm.
+# our_files: the kernel files of this repository.
+our_files() {
+	data files | awk '{ print $1 }'
+}
+
+# landed TREE: where they lie in that tree.
+landed() {
+	local to
+	while read -r _ to; do
+		in_tree "$to" "$1"
+	done < <(data files)
+}
+
+# land PATH TREE: where one of them does.
 land() {
+	in_tree "$(data files | path=$1 awk '$1 == ENVIRON["path"] { print $2 }')" "$2"
+}
+
+# in_tree PATH TREE: vm/ is mm/ where the tree has renamed that directory.
+in_tree() {
 	case $1 in
-	Kconfig.hmm) echo mm/Kconfig.hmm ;;
-	Documentation/vm/*) [[ -d $2/Documentation/mm ]] && echo "${1/vm/mm}" || echo "$1" ;;
-	tools/testing/selftests/vm/*) [[ -d $2/tools/testing/selftests/mm ]] && echo "${1/vm/mm}" || echo "$1" ;;
+	Documentation/vm/* | tools/testing/selftests/vm/*)
+		[[ -d $2/${1%%/vm/*}/mm ]] && echo "${1/vm/mm}" || echo "$1" ;;
 	*) echo "$1" ;;
 	esac
 }
 
-# ours_failed TREE LOG: does a failed build blame a file of this project? Then a
+# ours_failed TREE LOG: does a failed build blame a file or module of this project? Then a
 # build from scratch cannot help.
 ours_failed() {
 	local file
 	while read -r file; do
-		file=$(land "$file" "$1")
 		! grep -qE "${file//./\\.}:([0-9]|\()|modpost: .*\[${file%.c}\.ko\]" "$2" || return 0
-	done < <(data files; printf "%s\n" demo.c fuzz.c torture.c)
+	done < <(landed "$1"; printf "%s\n" mm/hmm_core.c demo.c fuzz.c torture.c)
 	return 1
 }
 
@@ -229,7 +244,7 @@ example() {
 # example_kbuild DIRECTORY SYMVERS: the Kbuild that README has for it, where HMM is that.
 example_kbuild() {
 	sed -nE "s|^ {4}HMM := .*|HMM := $1|p; s|^ {4}(KBUILD_EXTRA_SYMBOLS := ).*|\\1$2|p
-		s/^ {4}((LINUXINCLUDE|obj-m) := .*)/\\1/p" "$ROOT/README.md"
+		s/^ {4}((ccflags-y \+|obj-m :)= .*)/\\1/p" "$ROOT/README.md"
 }
 
 # The lines that tell whether a source tree still is what it was: names, sizes, times.

@@ -17,8 +17,8 @@ failed=0
 kernel_files() {
 	local file
 	while read -r file; do
-		[[ ${1:-} != c || $file == *.[ch] ]] && land "$file" "$tree"
-	done < <(data files) || :
+		[[ ${1:-} == c && $file != *.[ch] ]] || echo "$file"
+	done < <(landed "$tree")
 }
 
 # Files of the repository that git knows or would add; without git, all but out/.

@@ -17,15 +17,14 @@ set -euo pipefail
 dir=$OUT/module
 log=$OUT/module.log
 
-# source_to DIRECTORY: ours at their paths in the kernel, and what is only for here.
+# source_to DIRECTORY: ours as they lie in a kernel, and what is only for here.
 source_to() {
-	local file
-	while read -r file; do
-		[[ -f $ROOT/$file ]] || die "module: $file: missing from this checkout; harness/files lists it"
-		install -Dm 644 "$ROOT/$file" "$1/$file"
-	done < <(data files | grep -E '^(include|lib)/|^mm/hmm\.c$'; echo module/Kbuild; echo module/include/linux/hmm_range.h)
-	cp -a "$1/module/." "$1/"
-	rm -r "${1:?}/module"
+	local from to
+	while read -r from to; do
+		[[ -f $ROOT/$from ]] || die "module: $from: missing from this checkout; harness/files lists it"
+		install -Dm 644 "$ROOT/$from" "$1/$to"
+	done < <(data files | grep -E '^(include|lib|mm)/[^[:space:]]*\.[ch][[:space:]]' | grep -v '^mm/tests/')
+	install -m 644 -t "$1" "$ROOT/module/Kbuild"
 }
 
 # Sets kernel, the directory that KDIR names: one with all that a module needs.
@@ -38,7 +37,7 @@ given_kernel() {
 	done
 	[[ -s $kernel/Module.symvers ]] ||
 		die "KDIR=$KDIR: no Module.symvers: its modules were never built; run there: make modules"
-	! grep -q '^CONFIG_HMM=' "$kernel/include/config/auto.conf" ||
+	! grep -q '^CONFIG_HMM_DEVICE=' "$kernel/include/config/auto.conf" ||
 		die "KDIR=$KDIR: has HMM in its tree, and needs no other; run there: make modules"
 }
 
@@ -72,4 +71,12 @@ mkdir -p "$dir"
 source_to "$dir"
 step "building the modules for Linux $release" "$log" make -C "$kernel" M="$dir" HMM_TESTS=1 -j "$JOBS" modules
 echo "$release" >"$dir/release"
-say "hmm.ko and test_hmm.ko for Linux $release are in ${dir#"$PWD/"}"
+say "hmm_core.ko and test_hmm_device.ko for Linux $release are in ${dir#"$PWD/"}"
+# Where this kernel's headers are is known here only
+say "a driver against them has in its Kbuild:"
+cat >&2 <<-END
+	ccflags-y += -I$dir/include
+	KBUILD_EXTRA_SYMBOLS := $dir/Module.symvers
+END
+say "and is built, in its directory, by:"
+echo "make -C $kernel M=\$PWD modules" >&2

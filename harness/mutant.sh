@@ -27,10 +27,11 @@ verdict() {
 	exit
 }
 
-# The sources as the patch makes them, flat, with a makefile of an external module:
-# neither the tree nor its build is touched, and many can be built at once.
+# The sources as the patch makes them, where they land, with a Kbuild of external modules:
+# neither the tree nor its build is touched, and many can be built at once. The core is
+# one module of several files; each other file is one by itself.
 sources() {
-	local file c=() header=''
+	local file name c=() header='' core=''
 	mkdir -p "$temp/repo" "$temp/module"
 	(cd "$ROOT" && tar -c mm lib include) | tar -x -C "$temp/repo"
 	if [[ -s $dir/patch ]]; then
@@ -43,23 +44,36 @@ sources() {
 		else
 			header=yes
 		fi
-	done < <(data files | grep -E '^(mm|lib|include)/.*\.[ch]$')
+	done < <(our_files | grep -E '^(mm|lib|include)/.*\.[ch]$')
 	if [[ $header ]]; then
-		mapfile -t c < <(data files | grep -E '^(mm|lib)/.*\.c$')
+		mapfile -t c < <(our_files | grep -E '^(mm|lib)/.*\.c$')
 	fi
-	for file in "${c[@]}"; do
-		cp "$temp/repo/$file" "$temp/module/"
-		echo "obj-m += $(basename "$file" .c).o" >>"$temp/module/Makefile"
-	done
 	((${#c[@]})) || return 0
-	cp "$temp"/repo/lib/*.h "$temp/module/"
+	while read -r file; do
+		install -D "$temp/repo/$file" "$temp/module/$(land "$file" "$obj")"
+	done < <(our_files | grep -E '^(mm|lib|include)/.*\.[ch]$')
+	for file in "${c[@]}"; do
+		file=$(land "$file" "$obj")
+		name=$(basename "$file" .c)
+		if [[ $file == mm/hmm_*.c ]]; then
+			core=yes
+		else
+			printf '%s\n' "obj-m += $name.o" "$name-y := ${file%.c}.o"
+		fi
+	done >"$temp/module/Kbuild"
+	if [[ $core ]]; then
+		echo "obj-m += hmm_core.o"
+		for file in "$temp"/module/mm/hmm_*.c; do
+			echo "hmm_core-y += mm/$(basename "$file" .c).o"
+		done
+	fi >>"$temp/module/Kbuild"
+	# Before the tree, which has the headers without the fault
 	# shellcheck disable=SC2016 # make expands it
-	echo 'NOSTDINC_FLAGS += -I$(src)/include' >>"$temp/module/Makefile"
-	cp -r "$temp/repo/include" "$temp/module/"
+	echo 'NOSTDINC_FLAGS += -I$(src)/include' >>"$temp/module/Kbuild"
 }
 
 build() {
-	[[ -e $temp/module/Makefile ]] || return 0
+	[[ -e $temp/module/Kbuild ]] || return 0
 	make -C "$obj" ARCH=um M="$temp/module" modules
 }
 
@@ -152,7 +166,7 @@ mapfile -t parameters <"$base/parameters"
 rm -f "$dir"/{verdict,times,*.console,splats}
 cases=$(sed -nE 's/^\tKUNIT_CASE(_SLOW)?\((.*)\),$/\2/p' "$ROOT/mm/tests/hmm_kunit.c" | paste -sd' ')
 sources >"$dir/log" 2>&1 || verdict invalid "does not apply: $(grep -m 1 -iE 'fail|malformed|garbage|can.t find' "$dir/log")"
-[[ ! -s $dir/patch || -e $temp/module/Makefile ]] || verdict invalid "changes nothing that is built here"
+[[ ! -s $dir/patch || -e $temp/module/Kbuild ]] || verdict invalid "changes nothing that is built here"
 build >>"$dir/log" 2>&1 || verdict invalid "does not build: $(grep -m 1 -E 'error|ERROR' "$dir/log")"
 pack
 boots

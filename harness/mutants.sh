@@ -104,8 +104,8 @@ initramfs() {
 	local root=$temp/root module
 	mkdir -p "$root"/{bin,lib/modules}
 	rsync -rc --delete "$HARNESS/guest/" "$obj/hmm-guest/"
-	make -f "$obj/hmm-guest/programs.mk" TREE="$tree" OBJ="$obj" "$obj"/hmm-programs/{hmm-tests,fuzz}
-	cp "$obj"/hmm-programs/{hmm-tests,fuzz} "$(command -v busybox)" "$root/bin/"
+	make -f "$obj/hmm-guest/programs.mk" TREE="$tree" OBJ="$obj" "$obj"/hmm-programs/{hmm-device-tests,fuzz}
+	cp "$obj"/hmm-programs/{hmm-device-tests,fuzz} "$(command -v busybox)" "$root/bin/"
 	install -m 755 "$HARNESS/guest/init" "$root/init"
 	while read -r module; do
 		cp "$obj/${module%.*}.ko" "$root/lib/modules/"
@@ -121,7 +121,7 @@ boots() {
 	local case
 	echo "kunit 600 120 hmm.leaks=no kunit"
 	# But the soak, which takes minutes here, and is a torture of processes
-	echo "selftests 900 120 hmm.leaks=no hmm-tests -T soak"
+	echo "selftests 900 120 hmm.leaks=no hmm-device-tests -T soak"
 	while read -r case; do
 		echo "$case 120 60 hmm.leaks=no lockdep $case"
 	done < <(sed -n 's/^\tKUNIT_CASE(\(.*\)),$/\1/p' "$ROOT/mm/tests/hmm_lockdep_kunit.c")
@@ -221,7 +221,7 @@ uml_config
 step "packing the guest" "$out/pack.log" initramfs
 printf '%s\n' mem=512M "${parameters[@]}" >"$base/parameters"
 # All that the tests are, and that they run on
-(cd "$ROOT" && data files | grep -v '^Documentation/' | xargs cat; cat "$HARNESS"/guest/{init,patience.h,common.h,fuzz.c} "$HARNESS"/splats* "$obj/.config") >"$base/sources"
+(cd "$ROOT" && our_files | grep -v '^Documentation/' | xargs cat; cat "$HARNESS"/guest/{init,patience.h,common.h,fuzz.c} "$HARNESS"/splats* "$obj/.config") >"$base/sources"
 export HMM_MUTANTS_OBJ=$obj HMM_MUTANTS_BASE=$base
 
 : >"$base/patch"

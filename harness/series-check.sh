@@ -3,7 +3,7 @@
 #
 # make series-check: is the series as linux-mm wants it? Makes it, applies it patch by
 # patch with git am to a kernel as it is shipped, and looks after each: at the objects
-# of its files with CONFIG_HMM=y, m and n, at what checkpatch, sparse, W=1, kernel-doc
+# of its files with CONFIG_HMM_DEVICE=y, m and n, at what checkpatch, sparse, W=1, kernel-doc
 # and codespell say; after the last at what coccinelle says, at the drivers that use
 # the range functions, and that the tree is what an import makes. TAP goes to stdout,
 # then a table of what each part took; the last line is "N passed, N failed, N skipped".
@@ -78,7 +78,7 @@ touched() {
 
 # The kernel files of this project, of those that are given.
 ours() {
-	grep -xFf <(while read -r file; do land "$file" "$tree"; done < <(data files)) || :
+	grep -xFf <(landed "$tree") || :
 }
 
 apply() {
@@ -93,8 +93,8 @@ export PATH=/usr/bin:$PATH
 
 # Who sends the series signs it; the patch of MAINTAINERS is one of its own, and the part
 # maintainers looks whether it has all files. The macros of trace headers are no statements,
-# and the file that mm/Kconfig reads has its name in it. kzalloc_obj() is not there in the
-# oldest kernel that the same files are for.
+# and the file that mm/Kconfig reads has its name in it. kzalloc_obj() is not
+# used yet.
 checkpatch() {
 	(cd "$tree" && perl scripts/checkpatch.pl --strict --quiet --terse --showfile --show-types --no-summary \
 		--ignore MISSING_SIGN_OFF,FILE_PATH_CHANGES,ALLOC_WITH_SIZEOF "$1") |
@@ -125,16 +125,19 @@ fragment() {
 	case $1 in
 	y) sed 's/=m$/=y/' "$HARNESS/config/hmm.config" ;;
 	m) cat "$HARNESS/config/hmm.config" ;;
-	n) grep -v '^CONFIG_HMM' "$HARNESS/config/hmm.config" ;;
+	n) grep -vE '^CONFIG_(TEST_)?HMM_' "$HARNESS/config/hmm.config" ;;
 	esac
 }
 
 # enabled OBJ FILE.c: has that configuration the file? By the line of a Makefile above it.
 enabled() {
-	local place=${2%/*} symbol
+	local place=${2%/*} object whole symbol
 	while [[ ! -e $tree/$place/Makefile && $place == */* ]]; do place=${place%/*}; done
-	symbol=$(sed -nE "s|^obj-\\$\((CONFIG_[A-Z0-9_]+)\)[[:space:]]*\+=[[:space:]]*${2#"$place"/}$|\1|p" \
-		<(sed 's/\.o$/.c/' "$tree/$place/Makefile"))
+	object=${2#"$place"/}
+	object=${object%.c}.o
+	# Part of a module of several
+	whole=$(sed -nE "s|^([a-z_]+)-y[[:space:]]*[:+]=[[:space:]]*$object$|\1.o|p" "$tree/$place/Makefile")
+	symbol=$(sed -nE "s|^obj-\\$\((CONFIG_[A-Z0-9_]+)\)[[:space:]]*\+=[[:space:]]*${whole:-$object}$|\1|p" "$tree/$place/Makefile")
 	[[ $symbol ]] && grep -qE "^$symbol=[ym]$" "$1/.config"
 }
 
@@ -219,14 +222,14 @@ coccinelle() {
 	((ran > 0 && found == 0))
 }
 
-# The files that include linux/hmm.h as it was before, or a header that does; and what a
-# patch that is marked RFC changes.
+# The files that include linux/hmm.h, or a header that does; and what a patch that is
+# marked RFC changes.
 users() {
 	local headers
 	cd "$pristine"
 	headers=$(grep -rlE '^#include <linux/hmm\.h>' --include='*.h' include drivers | sed 's,.*/,,' | paste -sd'|')
 	grep -rlE "^#include (<linux/hmm\.h>|[<\"](.*/)?($headers)[>\"])" --include='*.c' drivers
-	echo lib/test_hmm_range.c
+	echo lib/test_hmm.c
 	git_ diff --name-only "$imported"..hmm -- '*.c'
 }
 
@@ -285,7 +288,7 @@ while read -r name rfc; do
 	! wants kernel-doc || check kernel-doc "$label: kernel-doc" silent kernel_doc
 	if wants build && [[ $(touched ':!tools' ':!Documentation' ':!MAINTAINERS') ]]; then
 		for config in y m n; do
-			check build "$label: objects, W=1, sparse, HMM=$config" build "$config"
+			check build "$label: objects, W=1, sparse, HMM_DEVICE=$config" build "$config"
 		done
 	fi
 	if wants build && [[ $(touched tools) ]]; then

@@ -5,13 +5,13 @@
 usage: series.py check
        series.py names
        series.py message NAME VERSION
-       series.py stream PRISTINE RENAMED FINAL VERSION REF
+       series.py stream PRISTINE FINAL VERSION REF
 
 check says what is wrong with the manifest and its messages. names prints one patch a
 line, and "rfc" behind those that are. message prints one, for Linux VERSION. stream prints what git fast-import makes a branch
 REF of: the files that the series touches as PRISTINE, of Linux VERSION, has them, then
-a commit for each patch. RENAMED and FINAL are what stage.sh writes: after the pure
-renames, and after everything. The format of the manifest: its top.
+a commit for each patch. FINAL is what stage.sh writes. The format of the manifest: its
+top.
 """
 
 import datetime
@@ -52,7 +52,6 @@ class Patch:
         self.name = name
         self.number = number
         self.rfc = rfc
-        self.moves = []         # paths
         self.claims = []        # (path, what finds its lines)
         self.diffs = []         # paths of diffs
 
@@ -76,8 +75,6 @@ class Series:
             if words[1] in (patch.name for patch in self.patches):
                 stop(f"{where}: {words[1]}: a second patch of that name")
             self.patches.append(Patch(words[1], len(self.patches) + 1, bool(rest)))
-        elif verb == "move" and self.patches and not rest:
-            self.patches[-1].moves.append(words[1])
         elif verb == "apply" and self.patches and not rest:
             self.patches[-1].diffs.append(os.path.join(HERE, words[1]))
         elif verb == "take" and self.patches:
@@ -162,21 +159,15 @@ def changes(old, new):
 class Cutter:
     """What each file of the tree is after each patch."""
 
-    def __init__(self, series, pristine, renamed, final):
+    def __init__(self, series, pristine, final):
         self.series = series
-        self.pristine, self.renamed, self.final = pristine, renamed, final
+        self.pristine, self.final = pristine, final
         self.paths = set(files_of(final))
         self.base_owner = {}            # path: the patches that take the rest of it
         self.claims = {}                # path: [(number, what finds the lines)]
         self.known = {}                 # owners() of what was asked
         self.changes = {}               # changes() likewise
-        self.gone = {}                  # path: the patch that moves it away
         for patch in series.patches:
-            for path in patch.moves:
-                path = self.land(path)
-                if not os.path.exists(os.path.join(pristine, path)):
-                    stop(f"{patch.name}: move {path}: not in this kernel")
-                self.gone[path] = patch.number
             for path, lines in patch.claims:
                 path = self.land(path)
                 if path not in self.paths:
@@ -189,8 +180,6 @@ class Cutter:
             # Of hooks that this kernel does not need a file may be left as it was
             if path not in self.base_owner and path not in self.claims and not self.same(path):
                 stop(f"{path}: no patch takes it; add it to {MANIFEST}")
-        # Renames come first: what is added after the last of them is added to their result
-        self.last_move = max(self.gone.values(), default=0)
 
     def land(self, path):
         if path in self.paths or os.path.exists(os.path.join(self.pristine, path)):
@@ -232,30 +221,21 @@ class Cutter:
 
     def version(self, path, number):
         """The lines and mode of a file after that patch; nothing: it is not there."""
-        old, old_mode = read(self.pristine, path)
-        if number < self.gone.get(path, 0):
-            return old, old_mode
+        old, _ = read(self.pristine, path)
         new, mode = read(self.final, path)
         if new is None:
             return None, None
         claims = self.claims.get(path, [])
         bases = self.base_owner.get(path, [])
-        if old is None or path in self.gone:
+        if old is None:
             owners = self.owners(path, new, bases[-1] if bases else sys.maxsize, claims)
             lines = [line for line, owner in zip(new, owners) if owner <= number]
             return (lines, mode) if lines else (None, None)
-        # One that stays: first what the renames change in it, then the rest
-        between, _ = read(self.renamed, path)
-        if between is None:
-            between = old
-        early = number <= self.last_move
-        return self.merge(path, *((old, between) if early else (between, new)), number,
-                          [claim for claim in claims if (claim[0] <= self.last_move) == early],
-                          [base for base in bases if (base <= self.last_move) == early]), mode
+        return self.merge(path, old, new, number, claims, bases), mode
 
     def tree(self, number):
         tree = {}
-        for path in sorted(self.paths | set(self.gone)):
+        for path in sorted(self.paths):
             lines, mode = self.version(path, number)
             if lines is not None:
                 tree[path] = ("".join(lines), mode)
@@ -307,9 +287,9 @@ def commit(out, ref, who, message, before, after):
     emit(out, "\n")
 
 
-def stream(pristine, renamed, final, version, ref):
+def stream(pristine, final, version, ref):
     series = Series()
-    cutter = Cutter(series, pristine, renamed, final)
+    cutter = Cutter(series, pristine, final)
     try:
         begin = datetime.datetime.fromisoformat(series.settings["date"])
         author = series.settings["author"]
@@ -358,7 +338,7 @@ def main():
             print(patch.name, "rfc" if patch.rfc else "")
     elif arguments[:1] == ["message"] and len(arguments) == 3:
         print(Series().message(*arguments[1:]), end="")
-    elif arguments[:1] == ["stream"] and len(arguments) == 6:
+    elif arguments[:1] == ["stream"] and len(arguments) == 5:
         stream(*arguments[1:])
     else:
         sys.exit(__doc__)

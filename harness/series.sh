@@ -47,11 +47,10 @@ working_tree() {
 }
 
 import() {
-	mkdir "$temp/renamed" "$temp/final"
-	"$HARNESS/stage.sh" "$pristine" "$temp/renamed" rename
+	mkdir "$temp/final"
 	"$HARNESS/stage.sh" "$pristine" "$temp/final"
 	git init --quiet --initial-branch=hmm "$temp/repository"
-	"$HARNESS/series.py" stream "$pristine" "$temp/renamed" "$temp/final" "$version" refs/heads/hmm >"$temp/stream"
+	"$HARNESS/series.py" stream "$pristine" "$temp/final" "$version" refs/heads/hmm >"$temp/stream"
 	git -C "$temp/repository" fast-import --quiet <"$temp/stream"
 }
 
@@ -62,13 +61,12 @@ branch() {
 	git_ reset --quiet --hard hmm
 }
 
-# A file that moves and leaves a short one in its place is a rename as well (-B).
 mail() {
 	local rfc number=0 total file
 	rm -rf "$mails"
 	mkdir -p "$mails"
 	git_ format-patch --quiet --output-directory "$mails" --cover-letter --cover-from-description=subject \
-		--break-rewrites --find-renames --no-signature --numbered base..hmm
+		--no-signature --numbered base..hmm
 	total=$(git_ rev-list --count base..hmm)
 	while read -r _ rfc; do
 		number=$((number + 1))

@@ -2,11 +2,10 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Writes into a directory every file that this project changes in a kernel tree or
-# adds to it: the pure renames, the hooks, the files. Stops with the reason if
-# anything does not fit exactly.
+# adds to it: the hooks and the files. Stops with the reason if anything does not fit
+# exactly.
 #
-# usage: harness/stage.sh PRISTINE DIRECTORY (empty) [rename]
-# rename: only the first half, the pure renames and the hooks that go with them
+# usage: harness/stage.sh PRISTINE DIRECTORY (empty)
 
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -14,7 +13,6 @@ set -euo pipefail
 
 pristine=$1
 stage=$2
-phase=${3:-}
 
 # stage_of PATH: a kernel file on its way, at first as it is in the pristine tree.
 stage_of() {
@@ -24,20 +22,10 @@ stage_of() {
 	cp -p "$pristine/$1" "$staged"
 }
 
-rename() {
-	local from to
-	from=$(land "$1" "$pristine")
-	to=$(land "$2" "$pristine")
-	[[ -f $pristine/$from ]] || die "import: $from: not in this kernel; harness/renames expects it"
-	[[ ! -e $pristine/$to ]] || die "import: $to: this kernel has it already; is it an imported tree?"
-	mkdir -p "$stage/${to%/*}"
-	cp -p "$pristine/$from" "$stage/$to"
-}
-
 # hook PATH OPERATION CONDITION ANCHOR TEXT
 hook() {
 	local file count
-	file=$(land "$1" "$pristine")
+	file=$(in_tree "$1" "$pristine")
 	[[ -f $pristine/$file ]] || die "import: $file: not in this kernel; harness/hooks expects it"
 	[[ $3 != 'without '* ]] || ! grep -qF -- "${3#without }" "$pristine/$file" || return 0
 	stage_of "$file"
@@ -53,39 +41,36 @@ hook() {
 }
 
 hooks() {
-	local line when='' path='' op='' condition='' anchor='' text=''
+	local line path='' op='' condition='' anchor='' text=''
 	while IFS= read -r line; do
 		case $line in
 		\<*) anchor=${line#<} ;;
 		\>*) text+=${text:+$'\n'}${line#>} ;;
 		*)
-			[[ -z $path || ${phase:-$when} != "$when" ]] || hook "$path" "$op" "$condition" "$anchor" "$text"
-			read -r when path op condition <<<"$line"
+			[[ -z $path ]] || hook "$path" "$op" "$condition" "$anchor" "$text"
+			read -r path op condition <<<"$line"
 			text=''
 			;;
 		esac
 	done < <(data hooks; echo end)
 }
 
+# our_file PATH LANDS-AS
 our_file() {
 	local to
-	to=$(land "$1" "$pristine")
+	to=$(in_tree "$2" "$pristine")
 	[[ -f $ROOT/$1 ]] || die "import: $1: missing from this checkout; harness/files lists it"
+	[[ ! -e $pristine/$to ]] || die "import: $to: this kernel has it already; is it an imported tree?"
 	install -Dm 644 "$ROOT/$1" "$stage/$to"
 }
 
-while read -r from to; do rename "$from" "$to"; done < <(data renames)
 hooks
-[[ -z $phase ]] || exit 0
-while read -r file; do our_file "$file"; done < <(data files)
+while read -r from to; do our_file "$from" "$to"; done < <(data files)
 if [[ -f $ROOT/MAINTAINERS.patch ]]; then
 	stage_of MAINTAINERS
-	# As land does it
+	# As in_tree does it
 	[[ -d $pristine/tools/testing/selftests/mm ]] && selftests=mm || selftests=vm
 	sed "s|selftests/mm/|selftests/$selftests/|" "$ROOT/MAINTAINERS.patch" |
 		patch -s -F0 --no-backup-if-mismatch -d "$stage" -p1 >&2 ||
 		die "import: MAINTAINERS.patch does not apply to this kernel; correct its context"
 fi
-while read -r from _; do
-	[[ -e $stage/$(land "$from" "$pristine") ]] || die "import: $from: renamed away, and harness/files has none in its place"
-done < <(data renames)

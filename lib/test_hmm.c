@@ -38,7 +38,7 @@
  *	  test_holds_lock		who holds threads where; spinlock
  */
 
-#define pr_fmt(fmt) "test_hmm: " fmt
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/atomic.h>
 #include <linux/delay.h>
@@ -46,6 +46,7 @@
 #include <linux/fs.h>
 #include <linux/highmem.h>
 #include <linux/hmm.h>
+#include <linux/hmm_device.h>
 #include <linux/hmm_test.h>
 #include <linux/init.h>
 #include <linux/kref.h>
@@ -67,7 +68,7 @@
 #include <linux/wait.h>
 #include <linux/workqueue.h>
 
-#include "test_hmm_mirror_uapi.h"
+#include "test_hmm_device_uapi.h"
 
 #define TEST_MAX_SIZE		(4UL << 20)
 #define TEST_NR_EVENTS		512

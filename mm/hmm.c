@@ -162,7 +162,7 @@
 #include <linux/debugfs.h>
 #include <linux/export.h>
 #include <linux/hash.h>
-#include <linux/hmm.h>
+#include <linux/hmm_device.h>
 #include <linux/hmm_test.h>
 #include <linux/init.h>
 #include <linux/jiffies.h>

@@ -25,7 +25,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <lib/test_hmm_mirror_uapi.h>
+#include <lib/test_hmm_device_uapi.h>
 
 #include "common.h"
 
@@ -65,7 +65,7 @@ static int open_device(void)
 	int fd = open("/dev/test_hmm", O_RDWR | O_CLOEXEC);
 
 	if (fd < 0)
-		die("/dev/test_hmm: %s; load test_hmm.ko", strerror(errno));
+		die("/dev/test_hmm: %s; load test_hmm_device.ko", strerror(errno));
 	return fd;
 }
 

@@ -41,7 +41,7 @@
 
 #include <linux/kcov.h>
 
-#include <lib/test_hmm_mirror_uapi.h>
+#include <lib/test_hmm_device_uapi.h>
 
 #include "common.h"
 

@@ -8,7 +8,7 @@
 HERE := $(patsubst %/,%,$(dir $(realpath $(lastword $(MAKEFILE_LIST)))))
 SELFTESTS := $(firstword $(wildcard $(TREE)/tools/testing/selftests/mm $(TREE)/tools/testing/selftests/vm))
 HELPERS := $(wildcard $(addprefix $(SELFTESTS)/,vm_util.c thp_settings.c hugepage_settings.c))
-TESTS := $(basename $(notdir $(wildcard $(SELFTESTS)/hmm-*tests.c)))
+TESTS := $(basename $(notdir $(wildcard $(SELFTESTS)/hmm-tests.c $(SELFTESTS)/hmm-device-tests.c)))
 BIN := $(OBJ)/hmm-programs
 
 # As selftests/lib.mk and selftests/mm/Makefile have them.

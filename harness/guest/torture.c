@@ -36,7 +36,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <lib/test_hmm_mirror_uapi.h>
+#include <lib/test_hmm_device_uapi.h>
 
 #include "common.h"
 
@@ -541,12 +541,12 @@ static void workers_run(uint32_t seed, uint32_t round)
 
 static void modules_reload(bool both)
 {
-	module_unload("test_hmm");
+	module_unload("test_hmm_device");
 	if (both) {
-		module_unload("hmm");
-		module_load("hmm");
+		module_unload("hmm_core");
+		module_load("hmm_core");
 	}
-	module_load("test_hmm");
+	module_load("test_hmm_device");
 }
 
 static void round_run(uint32_t seed, uint32_t round)

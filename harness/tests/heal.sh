@@ -62,12 +62,12 @@ test_interrupted_build_heals() {
 	cached_key
 	local obj=$HMM_CACHE/build/$key-lint
 	touch "$obj/.hmm-building"
-	: >"$obj/mm/hmm.o"
+	: >"$obj/mm/hmm_device.o"
 	printf 'half' >"$obj/scripts/mod/empty.o"
 	"$HARNESS/build.sh" lint 2>&1 | tee "$work/interrupted"
 	holds grep -q 'was cut short' "$work/interrupted"
 	holds test "$(stat -c %s "$obj/scripts/mod/empty.o")" -gt 4
-	holds test -s "$obj/mm/hmm.o"
+	holds test -s "$obj/mm/hmm_device.o"
 }
 
 test_damaged_build_heals() {
@@ -75,10 +75,10 @@ test_damaged_build_heals() {
 	cached_key
 	local obj=$HMM_CACHE/build/$key-lint
 	truncate -s 100 "$obj/tools/objtool/objtool" "$obj/scripts/basic/fixdep"
-	rm "$obj/mm/hmm.o"
+	rm "$obj/mm/hmm_device.o"
 	"$HARNESS/build.sh" lint 2>&1 | tee "$work/damaged"
 	holds grep -q 'building from scratch' "$work/damaged"
-	holds test -s "$obj/mm/hmm.o"
+	holds test -s "$obj/mm/hmm_device.o"
 }
 
 # Each of two checkouts gets its own kernel files, though they share the cache.

@@ -47,7 +47,7 @@ test_module_for_no_kernel() {
 	fails "^hmm: KDIR=$kernel: no Module.symvers" env KDIR="$kernel" "$HARNESS/module.sh"
 	echo >"$kernel/Module.symvers"
 	fails 'Linux 5.10.0-9-amd64: too old; 6.1 is the oldest' env KDIR="$kernel" "$HARNESS/module.sh"
-	echo CONFIG_HMM=m >"$kernel/include/config/auto.conf"
+	echo CONFIG_HMM_DEVICE=m >"$kernel/include/config/auto.conf"
 	fails "^hmm: KDIR=$kernel: has HMM in its tree" env KDIR="$kernel" "$HARNESS/module.sh"
 	fails '^hmm: BASE=latest: its stock kernel is not for Debian 12' env BASE=latest KDIR= "$HARNESS/module.sh"
 	fails '^hmm: BASE=2.4: no such base; use 6.12 or 6.1' env BASE=2.4 KDIR= "$HARNESS/module.sh"
@@ -108,11 +108,17 @@ test_file_is_missing() {
 	fails '^hmm: import: lib/test_hmm.c: missing from this checkout' "$checkout/harness/build.sh" lint
 }
 
+test_landing_place_is_taken() {
+	copy taken
+	sed -i 's/hmm_device\.c$/hmm.c/' "$checkout/harness/files"
+	fails '^hmm: import: lib/test_hmm.c: this kernel has it already' "$checkout/harness/build.sh" lint
+}
+
 # What stands in harness/hooks for other kernels only does not touch this one.
 test_hook_for_other_kernels() {
 	cached_key
 	copy others
-	printf 'add mm/rmap.c after without anon_vma\n<no such line\n>#error\n' >>"$checkout/harness/hooks"
+	printf 'mm/rmap.c after without anon_vma\n<no such line\n>#error\n' >>"$checkout/harness/hooks"
 	"$checkout/harness/import.sh" "$key"
 	holds cmp "$HMM_CACHE/pristine/$key/mm/rmap.c" "$HMM_CACHE/tree/$key/mm/rmap.c"
 	sed -i 's/without anon_vma$/without anon_vma_of_nobody/' "$checkout/harness/hooks"
@@ -139,7 +145,7 @@ test_config_line_does_not_survive() {
 test_file_does_not_compile() {
 	copy broken
 	echo '#error broken on purpose' >>"$checkout/mm/hmm.c"
-	fails 'mm/hmm.c:[0-9]+:2: error: #error broken on purpose' "$checkout/harness/build.sh" lint
+	fails 'mm/hmm_device.c:[0-9]+:2: error: #error broken on purpose' "$checkout/harness/build.sh" lint
 	holds test ! -e "$checkout/out/$BASE/lint/tree"
 }
 
@@ -166,9 +172,9 @@ test_mutants_list_is_malformed() {
 
 test_series_manifest_is_malformed() {
 	copy series
-	echo 'give mm/hmm.c' >>"$checkout/harness/series/manifest"
-	fails '^hmm: series: .*/manifest:[0-9]+: "give mm/hmm.c" is nothing that can stand here' "$checkout/harness/series.py" check
-	sed -i '$s/.*/take mm\/hmm.c \/(\//' "$checkout/harness/series/manifest"
+	echo 'give mm/hmm_device.c' >>"$checkout/harness/series/manifest"
+	fails '^hmm: series: .*/manifest:[0-9]+: "give mm/hmm_device.c" is nothing that can stand here' "$checkout/harness/series.py" check
+	sed -i '$s/.*/take mm\/hmm_device.c \/(\//' "$checkout/harness/series/manifest"
 	fails '^hmm: series: .*/manifest:[0-9]+: \(: ' "$checkout/harness/series.py" check
 	sed -i '$s/.*/patch nameless/' "$checkout/harness/series/manifest"
 	fails '^hmm: series: .*/nameless: not there; each patch has its message' "$checkout/harness/series.py" check
@@ -196,11 +202,11 @@ test_series_check_finds_faults() {
 	fails '^[0-9]+ passed, 6 failed, 0 skipped$' \
 		env ARGS='checkpatch codespell kernel-doc maintainers' "$checkout/harness/series-check.sh"
 	out=$(grep '^not ok' <<<"$said" | sed 's/^not ok [0-9]* - //')
-	holds test "$out" = "06 core: checkpatch --strict
-08 debugfs: checkpatch --strict
-08 debugfs: codespell
-12 find: kernel-doc
-13 pin: kernel-doc
+	holds test "$out" = "02 core: checkpatch --strict
+04 debugfs: checkpatch --strict
+04 debugfs: codespell
+08 find: kernel-doc
+09 pin: kernel-doc
 all: MAINTAINERS"
 }
 
@@ -214,8 +220,8 @@ test_series_has_all() {
 	sed -i '/^take MAINTAINERS/d' "$checkout/harness/series/manifest"
 	fails '^hmm: series: MAINTAINERS: no patch takes it' "$checkout/harness/series.sh"
 	cp "$HARNESS/series/manifest" "$checkout/harness/series/"
-	sed -i 's/^take mm.hmm.c hmm_mirror_find()/take mm\/hmm.c hmm_mirror_lose()/' "$checkout/harness/series/manifest"
-	fails '^hmm: series: find: mm/hmm.c: no line of it is like .*hmm_mirror_lose' "$checkout/harness/series.sh"
+	sed -i 's/^take mm.hmm_device.c hmm_mirror_find()/take mm\/hmm_device.c hmm_mirror_lose()/' "$checkout/harness/series/manifest"
+	fails '^hmm: series: find: mm/hmm_device.c: no line of it is like .*hmm_mirror_lose' "$checkout/harness/series.sh"
 }
 
 test_docs_warnings_are_found() {
@@ -224,8 +230,8 @@ test_docs_warnings_are_found() {
 	sed -i 's/^Rules$/See `no such place`_. And :ref:`nowhere-at-all`.\n\nRules/' "$checkout/Documentation/vm/hmm.rst"
 	sed -i 's/^ \* struct hmm_mirror - /&and @nothing: /; /^ \* @free: /d' "$checkout/include/linux/hmm.h"
 	fails '^hmm: docs: warnings about this project' "$checkout/harness/docs.sh"
-	holds grep -qE 'hmm.rst:[0-9]+: .*no such place' <<<"$said"
-	holds grep -qE "hmm.h:[0-9]+:? .*'free' not described" <<<"$said"
+	holds grep -qE 'hmm-device.rst:[0-9]+: .*no such place' <<<"$said"
+	holds grep -qE "hmm_device.h:[0-9]+:? .*'free' not described" <<<"$said"
 	holds test ! -e "$checkout/out/docs"
 }
 

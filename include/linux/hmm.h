@@ -27,7 +27,6 @@
 
 #include <linux/atomic.h>
 #include <linux/completion.h>
-#include <linux/hmm_range.h>
 #include <linux/kref.h>
 #include <linux/list.h>
 #include <linux/llist.h>

@@ -7,10 +7,11 @@
  * that the test chose.
  *
  * Races are run in one order at a time. A gate stands at a test point of
- * mm/hmm.c, or in a callback; the first thread that comes to it stays until the
- * test opens it. That a thread waits where it must is seen by its arrival at the
- * point before that wait, and then by its not coming back for QUIET_MS, which on a
- * right core can never fail, and on a wrong one gives it ample time.
+ * mm/hmm_device.c, or in a callback; the first thread that comes to it stays
+ * until the test opens it. That a thread waits where it must is seen by its
+ * arrival at the point before that wait, and then by its not coming back for
+ * QUIET_MS, which on a right core can never fail, and on a wrong one gives it
+ * ample time.
  */
 
 #include <kunit/test.h>
@@ -21,7 +22,7 @@
 #include <linux/err.h>
 #include <linux/file.h>
 #include <linux/fs.h>
-#include <linux/hmm.h>
+#include <linux/hmm_device.h>
 #include <linux/hmm_test.h>
 #include <linux/irq_work.h>
 #include <linux/jiffies.h>
@@ -3433,7 +3434,7 @@ static void leave_it_to_the_unload(void)
 
 static void hmm_kunit_suite_exit(struct kunit_suite *suite)
 {
-	if (IS_MODULE(CONFIG_HMM))
+	if (IS_MODULE(CONFIG_HMM_DEVICE))
 		leave_it_to_the_unload();
 	hmm_test_clear_hook();
 	destroy_workqueue(jobs_wq);

@@ -15,7 +15,7 @@
 #include <linux/debug_locks.h>
 #include <linux/file.h>
 #include <linux/fs.h>
-#include <linux/hmm.h>
+#include <linux/hmm_device.h>
 #include <linux/kthread.h>
 #include <linux/mm.h>
 #include <linux/mman.h>

@@ -13,8 +13,8 @@
  *
  * The choices of each thread are a function of the seed and its number alone. They
  * are drawn whole, before the state of the world is looked at. How the threads meet
- * is up to the scheduler, and to the delays at the test points of mm/hmm.c; those are
- * random as well, but not the same each time.
+ * is up to the scheduler, and to the delays at the test points of mm/hmm_device.c;
+ * those are random as well, but not the same each time.
  *
  * Every round_ms all threads stop, everything is torn down, and nothing may be left.
  * The first error ends the test, and leaves all as it is: the module stays.
@@ -44,7 +44,7 @@
 #include <linux/delay.h>
 #include <linux/err.h>
 #include <linux/hash.h>
-#include <linux/hmm.h>
+#include <linux/hmm_device.h>
 #include <linux/hmm_test.h>
 #include <linux/init.h>
 #include <linux/irq_work.h>

@@ -2,8 +2,8 @@
 /*
  * Lifetimes of HMM mirrors, seen from user space
  *
- * The dummy devices of lib/test_hmm.c write into processes that fork, exec, exit,
- * die and pass descriptors on. What happened, and in which order, is read back as
+ * The dummy devices of lib/test_hmm_device.c write into processes that fork, exec,
+ * exit, die and pass descriptors on. What happened, and in which order, is read back as
  * events. Where a race is tested the driver holds one side at a named point until
  * the other has come where it should; nothing here sleeps to let time pass. That a
  * process waits is checked for QUIET_MS: a right kernel cannot fail there, and a
@@ -34,7 +34,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <lib/test_hmm_mirror_uapi.h>
+#include <lib/test_hmm_device_uapi.h>
 
 #define DEVICE_NODE	"/dev/test_hmm"
 #define NR_PAGES	4
@@ -45,7 +45,7 @@
 #define NR_SOAKERS	6
 #define NR_DEVICES	8
 #define NR_CONTEXTS	1000
-#define REPORT_SECONDS	"/sys/module/hmm/parameters/report_seconds"
+#define REPORT_SECONDS	"/sys/module/hmm_core/parameters/report_seconds"
 /* The image of a process that called exec; see exec_child() */
 #define EXEC_CHILD	"HMM_TESTS_EXEC_CHILD"
 
@@ -447,7 +447,7 @@ static void world_setup(struct __test_metadata *_metadata, struct world *w)
 {
 	w->ctl = device_open();
 	if (w->ctl < 0 && errno == ENOENT)
-		SKIP(return, DEVICE_NODE " is missing: load test_hmm.ko");
+		SKIP(return, DEVICE_NODE " is missing: load test_hmm_device.ko");
 	ASSERT_LE(0, w->ctl);
 	ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_COUNTS, &w->start));
 	ASSERT_EQ(0, ioctl(w->ctl, TEST_HMM_DEVICE_CREATE, &w->device));
@@ -891,7 +891,7 @@ TEST_F(hmm, exec_releases_the_old_mm)
 		if (mirror_register(w->fd, w->buffer) ||
 		    device_access(w->fd, TEST_HMM_RUN, 0, NR_PAGES, 1))
 			_exit(10);
-		execl("/proc/self/exe", "hmm-tests", (char *)NULL);
+		execl("/proc/self/exe", "hmm-device-tests", (char *)NULL);
 		_exit(11);
 	}
 	EXPECT_EQ(0, process_end(&p));
@@ -1551,11 +1551,11 @@ FIXTURE(modules)
 
 FIXTURE_SETUP(modules)
 {
-	self->hmm = module_open("hmm", "mm");
-	self->test_hmm = module_open("test_hmm", "lib");
+	self->hmm = module_open("hmm_core", "mm");
+	self->test_hmm = module_open("test_hmm_device", "lib");
 	if (self->hmm < 0 || self->test_hmm < 0 ||
-	    access("/sys/module/hmm/initstate", R_OK) ||
-	    access("/sys/module/test_hmm/initstate", R_OK))
+	    access("/sys/module/hmm_core/initstate", R_OK) ||
+	    access("/sys/module/test_hmm_device/initstate", R_OK))
 		SKIP(return, "HMM and its test driver are not modules");
 }
 
@@ -1586,11 +1586,11 @@ static bool lockdep_knows(const char *name)
 static void expect_reload(struct __test_metadata *_metadata, int hmm,
 			  int test_hmm)
 {
-	EXPECT_EQ(0, module_unload("test_hmm")) {
-		TH_LOG("test_hmm: %s", strerror(errno));
+	EXPECT_EQ(0, module_unload("test_hmm_device")) {
+		TH_LOG("test_hmm_device: %s", strerror(errno));
 	}
-	EXPECT_EQ(0, module_unload("hmm")) {
-		TH_LOG("hmm: %s", strerror(errno));
+	EXPECT_EQ(0, module_unload("hmm_core")) {
+		TH_LOG("hmm_core: %s", strerror(errno));
 	}
 	EXPECT_EQ(-1, access("/sys/kernel/debug/hmm", F_OK));
 	EXPECT_EQ(0, module_load(hmm));
@@ -1667,10 +1667,10 @@ TEST_F(hmm, unplug_and_destroy_under_load)
 	close(w->fd);
 	w->fd = -1;
 	close(w->ctl);
-	hmm = module_open("hmm", "mm");
-	test_hmm = module_open("test_hmm", "lib");
+	hmm = module_open("hmm_core", "mm");
+	test_hmm = module_open("test_hmm_device", "lib");
 	if (hmm >= 0 && test_hmm >= 0 &&
-	    !access("/sys/module/test_hmm/initstate", R_OK))
+	    !access("/sys/module/test_hmm_device/initstate", R_OK))
 		expect_reload(_metadata, hmm, test_hmm);
 	close(hmm);
 	close(test_hmm);
@@ -1699,15 +1699,15 @@ TEST_F(modules, go_right_after_the_last_put)
 			ASSERT_EQ(0, ioctl(fd, TEST_HMM_KILL));
 		if (i & 2)
 			ASSERT_EQ(0, ioctl(fd, TEST_HMM_UNREGISTER_ASYNC));
-		EXPECT_EQ(-1, module_unload("test_hmm"));
-		EXPECT_EQ(-1, module_unload("hmm"));
+		EXPECT_EQ(-1, module_unload("test_hmm_device"));
+		EXPECT_EQ(-1, module_unload("hmm_core"));
 		EXPECT_EQ(EWOULDBLOCK, errno);
 		close(fd);
 		expect_reload(_metadata, self->hmm, self->test_hmm);
 	}
 	expect_counts(_metadata, &none);
-	ASSERT_EQ(0, module_unload("test_hmm"));
-	ASSERT_EQ(0, module_unload("hmm"));
+	ASSERT_EQ(0, module_unload("test_hmm_device"));
+	ASSERT_EQ(0, module_unload("hmm_core"));
 	EXPECT_FALSE(lockdep_knows("(wq_completion)hmm_"));
 }
 
@@ -1796,7 +1796,7 @@ TEST_F(hmm, exec_in_a_loop)
 			setenv(EXEC_CHILD, device, 1);
 			if (mirror_register(fd, w->buffer))
 				_exit(10);
-			execl("/proc/self/exe", "hmm-tests", (char *)NULL);
+			execl("/proc/self/exe", "hmm-device-tests", (char *)NULL);
 			_exit(11);
 		}
 		ASSERT_EQ(0, process_end(&p));
@@ -1960,7 +1960,7 @@ TEST_F(hmm, unregister_under_invalidations)
 TEST_F(hmm, oom_kill_releases_once)
 {
 	struct world *w = &self->w;
-	const char *group = "/sys/fs/cgroup/hmm-tests";
+	const char *group = "/sys/fs/cgroup/hmm-device-tests";
 	char path[64], text[32];
 	int go, came, kmsg;
 	struct process p;

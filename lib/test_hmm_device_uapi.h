@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
 /*
- * The dummy devices of lib/test_hmm.c, as user space sees them
+ * The dummy devices of lib/test_hmm_device.c, as user space sees them
  *
  * Each open of /dev/test_hmm makes a context: it can be attached to a device and
  * register one mirror of the caller's address space. Any number of contexts may be
@@ -11,8 +11,8 @@
  *
  * All sizes are bytes, all ranges [first, first + count).
  */
-#ifndef _LIB_TEST_HMM_MIRROR_UAPI_H
-#define _LIB_TEST_HMM_MIRROR_UAPI_H
+#ifndef _LIB_TEST_HMM_DEVICE_UAPI_H
+#define _LIB_TEST_HMM_DEVICE_UAPI_H
 
 #include <linux/ioctl.h>
 #include <linux/types.h>
@@ -154,4 +154,4 @@ struct test_hmm_wait {
 /* Finish what is freed asynchronously, and count. */
 #define TEST_HMM_COUNTS		_IOR('H', 0xab, struct test_hmm_counts)
 
-#endif /* _LIB_TEST_HMM_MIRROR_UAPI_H */
+#endif /* _LIB_TEST_HMM_DEVICE_UAPI_H */
