@@ -24,7 +24,7 @@ source_to() {
 		[[ -f $ROOT/$from ]] || die "module: $from: missing from this checkout; harness/files lists it"
 		install -Dm 644 "$ROOT/$from" "$1/$to"
 	done < <(data files | grep -E '^(include|lib|mm)/[^[:space:]]*\.[ch][[:space:]]' | grep -v '^mm/tests/')
-	install -m 644 -t "$1" "$ROOT/module/Kbuild"
+	install -m 644 -t "$1" "$ROOT"/module/{Kbuild,compat.h}
 }
 
 # Sets kernel, the directory that KDIR names: one with all that a module needs.

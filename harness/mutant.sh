@@ -52,6 +52,7 @@ sources() {
 	while read -r file; do
 		install -D "$temp/repo/$file" "$temp/module/$(land "$file" "$obj")"
 	done < <(our_files | grep -E '^(mm|lib|include)/.*\.[ch]$')
+	cp "$ROOT/module/compat.h" "$temp/module/"
 	for file in "${c[@]}"; do
 		file=$(land "$file" "$obj")
 		name=$(basename "$file" .c)
@@ -69,7 +70,7 @@ sources() {
 	fi >>"$temp/module/Kbuild"
 	# Before the tree, which has the headers without the fault
 	# shellcheck disable=SC2016 # make expands it
-	echo 'NOSTDINC_FLAGS += -I$(src)/include' >>"$temp/module/Kbuild"
+	printf '%s\n' 'NOSTDINC_FLAGS += -I$(src)/include' 'ccflags-y += -include $(src)/compat.h' >>"$temp/module/Kbuild"
 }
 
 build() {

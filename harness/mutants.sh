@@ -221,7 +221,7 @@ uml_config
 step "packing the guest" "$out/pack.log" initramfs
 printf '%s\n' mem=512M "${parameters[@]}" >"$base/parameters"
 # All that the tests are, and that they run on
-(cd "$ROOT" && our_files | grep -v '^Documentation/' | xargs cat; cat "$HARNESS"/guest/{init,patience.h,common.h,fuzz.c} "$HARNESS"/splats* "$obj/.config") >"$base/sources"
+(cd "$ROOT" && our_files | grep -v '^Documentation/' | xargs cat module/compat.h; cat "$HARNESS"/guest/{init,patience.h,common.h,fuzz.c} "$HARNESS"/splats* "$obj/.config") >"$base/sources"
 export HMM_MUTANTS_OBJ=$obj HMM_MUTANTS_BASE=$base
 
 : >"$base/patch"

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Writes into a directory every file that this project changes in a kernel tree or
-# adds to it: the hooks and the files. Stops with the reason if anything does not fit
-# exactly.
+# adds to it: the hooks, the files, and what an older kernel needs besides. Stops with
+# the reason if anything does not fit exactly.
 #
 # usage: harness/stage.sh PRISTINE DIRECTORY (empty)
 
@@ -64,8 +64,22 @@ our_file() {
 	install -Dm 644 "$ROOT/$1" "$stage/$to"
 }
 
+# In a kernel that may lack what compat.h provides, each of our objects includes that first.
+compat() {
+	local directory file
+	(($(sed -n 's/^VERSION = //p' "$pristine/Makefile") < 7)) || return 0
+	install -Dm 644 "$ROOT/module/compat.h" "$stage/include/linux/hmm_compat.h"
+	for directory in lib mm; do
+		stage_of "$directory/Makefile"
+		while read -r file; do
+			echo "CFLAGS_$file.o += -include \$(srctree)/include/linux/hmm_compat.h"
+		done < <(landed "$pristine" | sed -n "s|^$directory/\(.*\)\.c\$|\1|p") >>"$stage/$directory/Makefile"
+	done
+}
+
 hooks
 while read -r from to; do our_file "$from" "$to"; done < <(data files)
+compat
 if [[ -f $ROOT/MAINTAINERS.patch ]]; then
 	stage_of MAINTAINERS
 	# As in_tree does it

@@ -1054,7 +1054,7 @@ out:
  */
 late_initcall(bench_init);
 
-/* mm_alloc(); MODULE_IMPORT_NS() takes other arguments in older kernels */
-MODULE_INFO(import_ns, "EXPORTED_FOR_KUNIT_TESTING");
+/* mm_alloc() */
+MODULE_IMPORT_NS("EXPORTED_FOR_KUNIT_TESTING");
 MODULE_DESCRIPTION("What the HMM registration core costs");
 MODULE_LICENSE("GPL");

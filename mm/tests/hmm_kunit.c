@@ -14,6 +14,8 @@
  * ample time.
  */
 
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
 #include <kunit/test.h>
 #include <linux/atomic.h>
 #include <linux/completion.h>
@@ -3552,7 +3554,7 @@ static struct kunit_suite hmm_kunit_suite = {
 
 kunit_test_suite(hmm_kunit_suite);
 
-/* mm_alloc(); MODULE_IMPORT_NS() takes other arguments in older kernels */
-MODULE_INFO(import_ns, "EXPORTED_FOR_KUNIT_TESTING");
+/* mm_alloc() */
+MODULE_IMPORT_NS("EXPORTED_FOR_KUNIT_TESTING");
 MODULE_DESCRIPTION("KUnit tests of the HMM registration core");
 MODULE_LICENSE("GPL");

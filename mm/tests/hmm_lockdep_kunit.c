@@ -10,6 +10,8 @@
  * several are asked for, those after the first that reports are skipped.
  */
 
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
 #include <kunit/test.h>
 #include <linux/anon_inodes.h>
 #include <linux/debug_locks.h>
@@ -366,7 +368,7 @@ static struct kunit_suite hmm_lockdep_suite = {
 
 kunit_test_suite(hmm_lockdep_suite);
 
-/* mm_alloc(); MODULE_IMPORT_NS() takes other arguments in older kernels */
-MODULE_INFO(import_ns, "EXPORTED_FOR_KUNIT_TESTING");
+/* mm_alloc() */
+MODULE_IMPORT_NS("EXPORTED_FOR_KUNIT_TESTING");
 MODULE_DESCRIPTION("KUnit tests of what lockdep knows about HMM");
 MODULE_LICENSE("GPL");

@@ -2039,7 +2039,7 @@ static void __exit hmm_torture_exit(void)
 late_initcall(hmm_torture_init);
 module_exit(hmm_torture_exit);
 
-/* mm_alloc(); MODULE_IMPORT_NS() takes other arguments in older kernels */
-MODULE_INFO(import_ns, "EXPORTED_FOR_KUNIT_TESTING");
+/* mm_alloc() */
+MODULE_IMPORT_NS("EXPORTED_FOR_KUNIT_TESTING");
 MODULE_DESCRIPTION("Torture test of the HMM registration core");
 MODULE_LICENSE("GPL");

@@ -9,7 +9,7 @@
 #include <linux/string.h>
 #include <linux/tracepoint.h>
 
-/* Names are cut: an array has the same shape in all kernels, a string has not */
+/* Names are cut to this, so that every event has a fixed size */
 #define HMM_TRACE_NAME_SIZE	32
 
 TRACE_DEFINE_ENUM(HMM_RELEASE_MM_EXIT);
