@@ -62,6 +62,14 @@ words() {
 	kernel_files c | grep -v '^tools/' | xargs grep -nE '\<(BUG_ON|BUG\(\)|TODO|FIXME|XXX|__GFP_NOFAIL)|\<EXPORT_SYMBOL\('
 }
 
+# Which kernel is newer than which others is no matter of a kernel file: module/compat.h has
+# what older ones lack. What is measured names what it was measured on.
+older() {
+	cd "$tree"
+	kernel_files | grep -vE 'hmm-(performance|tests)\.rst$' | xargs grep -nHiE \
+		'LINUX_VERSION_CODE|KERNEL_VERSION\(|older kernel|(all|other) kernels|kernels (before|since|until)|\<[3-9]\.[0-9]{1,2}(\.[0-9]+)?\>'
+}
+
 # Every exported function has kernel-doc; what is exported as __name stands behind
 # the macro name of a header.
 exports() {
@@ -147,6 +155,7 @@ check checkpatch checkpatch
 check kernel-doc kernel_doc
 check compiler compiler
 check words words
+check older older
 check exports exports
 check shellcheck scripts
 check places places
@@ -155,4 +164,4 @@ check example example_driver
 check tests named_tests
 check mutants mutants
 check series series
-((failed == 0)) || die "lint: $failed of 12 checks failed"
+((failed == 0)) || die "lint: $failed of 13 checks failed"

@@ -149,6 +149,13 @@ test_file_does_not_compile() {
 	holds test ! -e "$checkout/out/$BASE/lint/tree"
 }
 
+test_lint_finds_older_kernels() {
+	copy lint
+	echo '/* As Linux 6.12 has it */' >>"$checkout/mm/tests/hmm_bench.c"
+	fails '^mm/tests/hmm_bench.c:[0-9]+:/\* As Linux 6.12' "$checkout/harness/lint.sh"
+	holds grep -qx 'lint: older failed' <<<"$said"
+}
+
 test_mutant_is_unknown() {
 	fails '^hmm: no-such-mutant: no such mutant' env ARGS=no-such-mutant "$HARNESS/mutants.sh"
 	fails '^hmm: ARGS: No/such/file: no file, directory or name' env ARGS=No/such/file "$HARNESS/mutants.sh"
