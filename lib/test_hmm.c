@@ -594,8 +594,8 @@ static struct test_board *test_board_create(void)
 	struct test_board *board;
 	int ret = -ENOMEM;
 
-	board = kvzalloc(sizeof(*board), GFP_KERNEL);
-	device = kzalloc(sizeof(*device), GFP_KERNEL);
+	board = kvzalloc_obj(*board);
+	device = kzalloc_obj(*device);
 	if (!board || !device)
 		goto err_free;
 
@@ -732,7 +732,7 @@ static struct test_mirror *test_mirror_alloc(struct test_context *context,
 {
 	struct test_mirror *mirror;
 
-	mirror = kzalloc(sizeof(*mirror), GFP_KERNEL);
+	mirror = kzalloc_obj(*mirror);
 	if (!mirror)
 		return NULL;
 
@@ -1140,7 +1140,7 @@ static int test_open(struct inode *inode, struct file *file)
 {
 	struct test_context *context;
 
-	context = kzalloc(sizeof(*context), GFP_KERNEL);
+	context = kzalloc_obj(*context);
 	if (!context)
 		return -ENOMEM;
 

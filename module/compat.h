@@ -48,6 +48,8 @@
 	((typeof(P) *)kzalloc(size_mul(sizeof(typeof(P)), COUNT),	\
 			      default_gfp(__VA_ARGS__)))
 #define kzalloc_obj(P, ...)	kzalloc_objs(P, 1, ##__VA_ARGS__)
+#define kvzalloc_obj(P, ...)						\
+	((typeof(P) *)kvzalloc(sizeof(typeof(P)), default_gfp(__VA_ARGS__)))
 #endif
 
 /* Context analysis, which such a kernel has no compiler do */

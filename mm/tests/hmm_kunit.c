@@ -309,7 +309,7 @@ static const struct hmm_device_ops gpu_free_ops = {
 
 static struct gpu *gpu_new(struct kunit *test, const struct hmm_device_ops *ops)
 {
-	struct gpu *gpu = kzalloc(sizeof(*gpu), GFP_KERNEL);
+	struct gpu *gpu = kzalloc_obj(*gpu);
 
 	KUNIT_ASSERT_NOT_NULL(test, gpu);
 	KUNIT_ASSERT_EQ(test, hmm_device_register(&gpu->hmm, ops, "gpu"), 0);
@@ -344,7 +344,7 @@ static void mm_map_page(struct kunit *test, struct mm_struct *mm)
 
 static struct gpu_context *context_new(struct kunit *test)
 {
-	struct gpu_context *context = kzalloc(sizeof(*context), GFP_KERNEL);
+	struct gpu_context *context = kzalloc_obj(*context);
 
 	KUNIT_ASSERT_NOT_NULL(test, context);
 	init_completion(&context->entered);
@@ -456,7 +456,7 @@ static void hmm_mirror_register_bad_arguments(struct kunit *test)
 
 static void hmm_mirror_register_without_device_fails(struct kunit *test)
 {
-	struct gpu *gpu = kzalloc(sizeof(*gpu), GFP_KERNEL);
+	struct gpu *gpu = kzalloc_obj(*gpu);
 	struct mm_struct *mm = mm_new(test);
 	struct hmm_mirror mirror = {};
 	unsigned int state;
@@ -2985,7 +2985,7 @@ static void job_device_register(void *gpu)
 
 static void hmm_devices_take_each_lock(struct kunit *test)
 {
-	struct gpu *gpu = kzalloc(sizeof(*gpu), GFP_KERNEL);
+	struct gpu *gpu = kzalloc_obj(*gpu);
 	struct scene s = { .gpu = gpu };
 	struct job job;
 
@@ -3323,7 +3323,7 @@ static void hmm_registers_of_one_mirror_at_once(struct kunit *test)
 /* The same in one order, and of a device: who looked first comes second. */
 static void hmm_register_that_looked_first_loses(struct kunit *test)
 {
-	struct gpu *gpu = kzalloc(sizeof(*gpu), GFP_KERNEL);
+	struct gpu *gpu = kzalloc_obj(*gpu);
 	struct mm_struct *mm = mm_new(test);
 	struct registration r = {
 		.gpu = gpu, .mm = mm, .context = context_new(test),

@@ -545,7 +545,7 @@ static bool map_page(unsigned long address)
 
 static struct torture_mm *torture_mm_new(unsigned int slot)
 {
-	struct torture_mm *mm = kzalloc(sizeof(*mm), GFP_KERNEL);
+	struct torture_mm *mm = kzalloc_obj(*mm);
 	bool mapped;
 
 	if (!mm)
@@ -631,7 +631,7 @@ static void mm_slot_exit(unsigned int nr, struct torture_mm *mm, bool async)
 
 static struct torture_record *record_new(struct torture_mm *mm)
 {
-	struct torture_record *record = kzalloc(sizeof(*record), GFP_KERNEL);
+	struct torture_record *record = kzalloc_obj(*record);
 
 	if (!record)
 		return NULL;
@@ -852,7 +852,7 @@ static struct torture_context *context_new(struct torture_context *spare,
 	if (!record)
 		return NULL;
 	if (!context) {
-		context = kzalloc(sizeof(*context), GFP_KERNEL);
+		context = kzalloc_obj(*context);
 		if (!context) {
 			record_put(record);
 			return NULL;
@@ -912,7 +912,7 @@ static void late_put(struct timer_list *timer)
 /* By a timer, so in an interrupt. */
 static void context_put_late(struct torture_context *context)
 {
-	struct torture_late_put *late = kzalloc(sizeof(*late), GFP_ATOMIC);
+	struct torture_late_put *late = kzalloc_obj(*late, GFP_ATOMIC);
 
 	if (!late) {
 		context_put(context);
@@ -1168,7 +1168,7 @@ static struct torture_device *device_new(struct torture_device_slot *ds,
 		ds->has_free ? &torture_free_ops : &torture_ops;
 
 	if (!device) {
-		device = kzalloc(sizeof(*device), GFP_KERNEL);
+		device = kzalloc_obj(*device);
 		if (!device)
 			return NULL;
 		guard_init(&device->guard, &device->hmm, sizeof(device->hmm),
