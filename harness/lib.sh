@@ -237,7 +237,7 @@ data() {
 
 # The driver in hmm.rst: its parts together are a file.
 example() {
-	awk '/^A driver, step by step$/ { on = 1 } on && /^Locks$/ { exit }
+	awk '/^A driver, step by step$/ { on = 1 } on && /^Interval notifiers$/ { exit }
 		on && /^(\t|$)/ { sub(/^\t/, ""); print }' "$ROOT/Documentation/vm/hmm.rst"
 }
 

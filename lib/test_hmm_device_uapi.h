@@ -2,12 +2,12 @@
 /*
  * The dummy devices of lib/test_hmm_device.c, as user space sees them
  *
- * Each open of /dev/test_hmm makes a context: it can be attached to a device and
- * register one mirror of the caller's address space. Any number of contexts may be
- * attached to a device. read() on an attached context gives the events of its
- * device as whole struct test_hmm_event, oldest first, each once; poll() says when
- * there are any. Closing the last descriptor unregisters the mirror, whoever
- * closes it.
+ * Each open of /dev/test_hmm makes a context: it can be attached to a device
+ * and register one mirror of the caller's address space. Any number of contexts
+ * may be attached to a device. read() on an attached context gives the events
+ * of its device as whole struct test_hmm_event, oldest first, each once; poll()
+ * says when there are any. Closing the last descriptor unregisters the mirror,
+ * whoever closes it.
  *
  * All sizes are bytes, all ranges [first, first + count).
  */
@@ -17,6 +17,13 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
+/* Includes nothing, and has the test points for user space as well */
+#ifdef __KERNEL__
+#include <linux/hmm_test.h>
+#else
+#include <include/linux/hmm_test.h>
+#endif
+
 /* What happened, in the order it did */
 enum test_hmm_event_type {
 	TEST_HMM_REGISTERED = 1,	/* arg: pages of the buffer */
@@ -24,13 +31,13 @@ enum test_hmm_event_type {
 	TEST_HMM_DEVICE_READ,		/* arg: first page read */
 	TEST_HMM_DEVICE_RUNS,		/* writes on and on; arg: pages */
 	TEST_HMM_RELEASE,		/* ->release() is called; arg: reason */
-	TEST_HMM_STOPPED,		/* ... and returns; arg: writes in all */
-	TEST_HMM_UNMAP,			/* pages are about to be freed; arg: 1 if */
-					/* the device could still reach them */
+	TEST_HMM_STOPPED,		/* ... and returns; arg: writes */
+	TEST_HMM_UNMAP,			/* pages go; arg: the device has them */
 	TEST_HMM_FREED,			/* ->free() is called */
 	TEST_HMM_UNREGISTERED,		/* hmm_mirror_unregister() returned */
 	TEST_HMM_DEVICE_GONE,		/* hmm_device_unregister() returned 0 */
 	TEST_HMM_UNPLUGGED,		/* hmm_device_unplug() returned */
+	TEST_HMM_DEVICE_FREED,		/* ->device_free() is called */
 };
 
 /* arg of TEST_HMM_RELEASE: enum hmm_release_reason */
@@ -45,21 +52,18 @@ enum test_hmm_reason {
 struct test_hmm_event {
 	__u64 time_ns;		/* CLOCK_MONOTONIC */
 	__u64 arg;
-	__u32 seq;		/* of the device, from 1; a gap: events were lost */
-	__u32 context;		/* who, as struct test_hmm_register says; or 0 */
+	__u32 seq;		/* of the device, from 1; a gap: lost events */
+	__u32 context;		/* as struct test_hmm_register says; or 0 */
 	__u32 type;		/* enum test_hmm_event_type */
 	__u32 pid;		/* thread that it happened in */
 };
 
 struct test_hmm_register {
-	__u64 addr;		/* buffer that the device works on: page aligned */
+	__u64 addr;		/* of the buffer, which is page aligned */
 	__u64 size;		/* a multiple of the page size, at most 4 MiB */
 	__u32 context;		/* out: names this context in events */
-	__u32 flags;		/* TEST_HMM_IN_WORKER or 0 */
+	__u32 flags;		/* 0 */
 };
-
-/* Register from a kernel thread, which has no address space: for its errno */
-#define TEST_HMM_IN_WORKER	1
 
 struct test_hmm_access {
 	__u64 first;		/* page of the buffer */
@@ -75,35 +79,10 @@ struct test_hmm_counts {
 	__s64 contexts;		/* mirrors that ->free() has not freed */
 };
 
-/* Where a thread can be held: first those of enum hmm_test_point, then ours */
-enum test_hmm_point {
-	TEST_HMM_AT_REGISTER_OWN,
-	TEST_HMM_AT_REGISTER_CREATED,
-	TEST_HMM_AT_REGISTER_ARMED,
-	TEST_HMM_AT_REGISTER_LINKED,
-	TEST_HMM_AT_EXIT_WALK,
-	TEST_HMM_AT_EXIT_FOUND,
-	TEST_HMM_AT_RELEASE_OWNED,
-	TEST_HMM_AT_RELEASE_RETURNED,
-	TEST_HMM_AT_RELEASE_WAIT,
-	TEST_HMM_AT_EXIT_DONE,
-	TEST_HMM_AT_EXIT_DROPPED,
-	TEST_HMM_AT_MM_UNUSED,
-	TEST_HMM_AT_UNREGISTER_WAIT,
-	TEST_HMM_AT_UNPLUG_DONE,
-	TEST_HMM_AT_DEVICE_WAIT,
-	TEST_HMM_AT_DEVICE_PUT,
-	TEST_HMM_AT_DEVICE_DROPPED,
-	TEST_HMM_AT_DEVICE_OWN,
-	TEST_HMM_AT_DEVICE_CLOSE,
-	TEST_HMM_AT_FIND_WALK,	/* from here on no thread can be held */
-	TEST_HMM_AT_FIND_FOUND,
-	TEST_HMM_AT_PIN_WALK,
-	TEST_HMM_AT_ASYNC_OWN,
-	TEST_HMM_AT_UNPLUG_OWNED,
-	TEST_HMM_AT_KILL_OWN,
-	TEST_HMM_AT_LAZY_TAKEN,	/* up to here */
-	TEST_HMM_IN_RELEASE,	/* the device is stopped, ->release() goes on */
+/* Where a thread can be held, beside enum hmm_test_point of HMM */
+enum {
+	TEST_HMM_IN_RELEASE = HMM_NR_POINTS, /* the device is stopped */
+	TEST_HMM_IN_USE_MM,	/* the worker of TEST_HMM_USE_MM */
 	TEST_HMM_NR_POINTS
 };
 
@@ -112,7 +91,10 @@ struct test_hmm_wait {
 	__u32 timeout_ms;
 };
 
-/* Make a device and attach to it. Out: its number. */
+/*
+ * Make a device and attach to it. Out: its number. When this descriptor is
+ * closed, the device is removed.
+ */
 #define TEST_HMM_DEVICE_CREATE	_IOR('H', 0xa0, __u32)
 /* Attach to the device of this number: -ENOENT if there is none. */
 #define TEST_HMM_DEVICE_ATTACH	_IOW('H', 0xa1, __u32)
@@ -124,16 +106,19 @@ struct test_hmm_wait {
 #define TEST_HMM_UNREGISTER	_IO('H', 0xa4)
 /*
  * Have the device write or read pages, and wait. -ENXIO: no mirror; -EPERM: the
- * caller's address space is another; -ECANCELED: the mirror was released.
+ * caller's address space is another; hmm_mirror_error() if the mirror was
+ * released.
  */
 #define TEST_HMM_WRITE		_IOW('H', 0xa5, struct test_hmm_access)
 #define TEST_HMM_READ		_IOWR('H', 0xa6, struct test_hmm_access)
 /*
- * Have the device write pages until it is released. Errors as above; -EBUSY: it does
- * already.
+ * Have the device write pages until it is released. Errors as above; -EBUSY: it
+ * does already.
  */
 #define TEST_HMM_RUN		_IOW('H', 0xa7, struct test_hmm_access)
-/* Hold the next thread that comes to a point: -EBUSY if another context does. */
+/*
+ * Hold the next thread that comes to a point: -EBUSY if another context does.
+ */
 #define TEST_HMM_HOLD		_IOW('H', 0xa8, __u32)
 /* Wait until a thread is held: -ETIME after timeout_ms, -ENXIO: no HOLD. */
 #define TEST_HMM_WAIT_HELD	_IOW('H', 0xa9, struct test_hmm_wait)
@@ -145,11 +130,22 @@ struct test_hmm_wait {
 #define TEST_HMM_KILL		_IO('H', 0xad)
 /* hmm_device_unplug(). */
 #define TEST_HMM_DEVICE_UNPLUG	_IO('H', 0xae)
+/* Pull the device out: unplug and hmm_device_unregister_async(). */
+#define TEST_HMM_DEVICE_REMOVE	_IO('H', 0xb2)
 /* hmm_synchronize(). */
 #define TEST_HMM_SYNCHRONIZE	_IO('H', 0xaf)
-/* hmm_mirror_find() the caller's address space on the device: -ESRCH if none. */
+/*
+ * hmm_mirror_find() the caller's address space on the device: -ESRCH if none.
+ */
 #define TEST_HMM_FIND		_IO('H', 0xb0)
-/* ->release() of what this context registers next takes that many ms: to 60000. */
+/*
+ * Have a worker take mm_users that HMM does not know of, as helpers of the
+ * kernel do, and drop them. Errors as of TEST_HMM_RUN.
+ */
+#define TEST_HMM_USE_MM		_IO('H', 0xb3)
+/*
+ * ->release() of what this context registers next takes that many ms: to 60000.
+ */
 #define TEST_HMM_RELEASE_TAKES	_IOW('H', 0xb1, __u32)
 /* Finish what is freed asynchronously, and count. */
 #define TEST_HMM_COUNTS		_IOR('H', 0xab, struct test_hmm_counts)

@@ -31,6 +31,11 @@
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 13, 0)
 #undef MODULE_IMPORT_NS
 #define MODULE_IMPORT_NS(ns)	MODULE_INFO(import_ns, ns)
+#define hrtimer_setup(timer, fn, clock, mode)				\
+	do {								\
+		hrtimer_init(timer, clock, mode);			\
+		(timer)->function = (fn);				\
+	} while (0)
 #endif
 
 /* Not by #ifndef, which would need kunit/test.h here: since 6.6 */

@@ -127,11 +127,11 @@ static const struct command commands[] = {
 	[COMMAND_REGISTER] = COMMAND(REGISTER, sizeof(struct test_hmm_register), EINVAL,
 				     ENODEV, EBUSY, ESRCH, EINTR),
 	[COMMAND_WRITE] = COMMAND(WRITE, sizeof(struct test_hmm_access), ENXIO, EPERM,
-				  ECANCELED, EINVAL, ESRCH, EBUSY),
+				  ENODEV, EIO, EINVAL, ESRCH, EBUSY),
 	[COMMAND_READ] = COMMAND(READ, sizeof(struct test_hmm_access), ENXIO, EPERM,
-				 ECANCELED, EINVAL, ESRCH, EBUSY),
+				 ENODEV, EIO, EINVAL, ESRCH, EBUSY),
 	[COMMAND_RUN] = COMMAND(RUN, sizeof(struct test_hmm_access), ENXIO, EPERM,
-				ECANCELED, EINVAL, EBUSY),
+				ENODEV, EIO, EINVAL, EBUSY),
 	COMMAND(DEVICE_DESTROY, 0, EBUSY, ENODEV),
 	COMMAND(UNREGISTER, 0, ENXIO),
 	COMMAND(HOLD, 4, EINVAL, EBUSY),
@@ -140,6 +140,8 @@ static const struct command commands[] = {
 	COMMAND(UNREGISTER_ASYNC, 0, ENXIO),
 	COMMAND(KILL, 0, ENXIO),
 	COMMAND(DEVICE_UNPLUG, 0, ENODEV),
+	COMMAND(DEVICE_REMOVE, 0, ENODEV),
+	COMMAND(USE_MM, 0, ENXIO, EPERM, ENODEV, EIO, EBUSY),
 	COMMAND(SYNCHRONIZE, 0, 0),
 	COMMAND(FIND, 0, ENODEV, ESRCH),
 	COMMAND(RELEASE_TAKES, 4, EINVAL),
@@ -251,7 +253,7 @@ static void argument_make(const struct command *command, const struct step *step
 		.addr = value(step, step->a, step->d, BUFFER + page_size * (step->b % NR_PAGES)),
 		.size = value(step, step->b, step->d, page_size * (1 + step->c % 4)),
 		.context = step->d,
-		.flags = step->c % 8 ? 0 : value(step, step->d, step->a, TEST_HMM_IN_WORKER),
+		.flags = step->c % 8 ? 0 : value(step, step->d, step->a, 0),
 	};
 	struct test_hmm_access access = {
 		.first = value(step, step->a, step->d, 0),
@@ -283,10 +285,10 @@ static void argument_make(const struct command *command, const struct step *step
 			       atomic_load(&shared->last_device) - step->b % 4);
 		break;
 	case TEST_HMM_HOLD:
-		/* What the director may hold a life must not, or it waits for itself */
+		/* A life that holds a thread may wait for itself: the director does */
 		number = value(step, step->a, step->d, TEST_HMM_NR_POINTS);
-		if (number < TEST_HMM_AT_FIND_WALK || number == TEST_HMM_IN_RELEASE)
-			number = TEST_HMM_AT_FIND_WALK;
+		if (number < TEST_HMM_NR_POINTS)
+			number = TEST_HMM_NR_POINTS;
 		break;
 	case TEST_HMM_RESUME:
 		number = value(step, step->a, step->d, step->c % TEST_HMM_NR_POINTS);
@@ -680,7 +682,7 @@ static void __attribute__((noreturn)) director(uint32_t seed)
 	for (draw(&state); !atomic_load(&shared->stop);) {
 		if (fd < 0)
 			fd = open("/dev/test_hmm", O_RDWR | O_CLOEXEC);
-		wait.point = draw(&state) % TEST_HMM_AT_FIND_WALK;
+		wait.point = draw(&state) % TEST_HMM_NR_POINTS;
 		wait.timeout_ms = draw(&state) % 50;
 		if (draw(&state) % 8 == 0)
 			wait.point = TEST_HMM_IN_RELEASE;

@@ -178,7 +178,7 @@ static const int none[] = { 0 };
 static const int gone[] = { ENODEV, ENXIO, 0 };
 static const int refused[] = { ENODEV, EBUSY, EINTR, 0 };
 static const int unreachable[] = {
-	ENXIO, ECANCELED, ESRCH, EPERM, EBUSY, EFAULT, ENOMEM, 0
+	ENXIO, ENODEV, EIO, ESRCH, EPERM, EBUSY, EFAULT, ENOMEM, 0
 };
 static const int not_found[] = { ENODEV, ESRCH, 0 };
 
@@ -213,8 +213,8 @@ static void touch(int fd, uint32_t how, uint64_t value)
 		call(fd, TEST_HMM_WRITE, &arg, "write", unreachable);
 	else if (how == 2)
 		call(fd, TEST_HMM_READ, &arg, "read", unreachable);
-	else if (how == 3)
-		call(fd, TEST_HMM_RUN, &arg, "run", unreachable);
+	else if (how == 3 && call(fd, TEST_HMM_RUN, &arg, "run", unreachable))
+		call(fd, TEST_HMM_USE_MM, NULL, "use mm", unreachable);
 }
 
 /* Registers until the process is gone. */
@@ -494,13 +494,20 @@ static void boards_open(void)
 	}
 }
 
+enum { BOARD_UNPLUG, BOARD_DESTROY, BOARD_REMOVE, NR_BOARD_ENDS };
+
 /* One device goes at a random time; -EBUSY if a process has not closed yet. */
-static void board_remove(struct board *board, uint32_t destroy)
+static void board_remove(struct board *board, uint32_t how)
 {
 	static const int allowed[] = { EBUSY, 0 };
 
+	if (how == BOARD_REMOVE) {
+		call(board->fd, TEST_HMM_DEVICE_REMOVE, NULL, "remove", none);
+		board->gone = true;
+		return;
+	}
 	call(board->fd, TEST_HMM_DEVICE_UNPLUG, NULL, "unplug", none);
-	if (destroy)
+	if (how == BOARD_DESTROY)
 		board->gone = call(board->fd, TEST_HMM_DEVICE_DESTROY, NULL,
 				   "destroy", allowed);
 }
@@ -519,7 +526,7 @@ static bool reap_all(void)
 static void workers_run(uint32_t seed, uint32_t round)
 {
 	uint32_t state = stream(seed, round, NR_WORKERS);
-	uint32_t unplug_ms = draw(&state, 2000), destroy = draw(&state, 2);
+	uint32_t unplug_ms = draw(&state, 2000), how = draw(&state, NR_BOARD_ENDS);
 	struct board *board = &boards[draw(&state, NR_DEVICES)];
 	bool unplugged = false;
 
@@ -528,7 +535,7 @@ static void workers_run(uint32_t seed, uint32_t round)
 			worker(stream(seed, round, i));
 	for (uint32_t ms = 0; reap_all(); ms += 20) {
 		if (!unplugged && ms >= unplug_ms) {
-			board_remove(board, destroy);
+			board_remove(board, how);
 			unplugged = true;
 		}
 		for (int i = 0; i < NR_DEVICES; i++)

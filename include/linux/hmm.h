@@ -2,53 +2,47 @@
 /*
  * Heterogeneous memory management: devices that mirror an address space
  *
- * A driver embeds a struct hmm_device in what stands for its hardware and a
- * struct hmm_mirror in what stands for one address space on that hardware:
+ * A driver embeds a struct hmm_device in its device and a struct hmm_mirror in
+ * its per-process context:
  *
- *	hmm_device_register(&gpu->hmm, &gpu_hmm_ops, "gpu0");
- *	...
+ *	hmm_device_register(&gpu->hmm, &gpu_hmm_ops, dev_name(gpu->dev)); ...
  *	hmm_mirror_register(&context->mirror, &gpu->hmm, current->mm);
  *
- * HMM then calls ->release() exactly once, before the pages of the address space
- * are freed: when its last user goes (exit, exec, OOM kill), when the driver
- * unregisters the mirror, or when the device goes or fails, whichever comes first.
- * The driver stops the
- * device there. It frees the context in the line after hmm_mirror_unregister()
- * returned and the device in the line after hmm_device_unregister() returned 0:
- * whom of HMM there is to wait for, these have waited for.
+ * HMM then calls ->release() exactly once, before any page of the address space
+ * is freed: when the process exits, when the driver unregisters the mirror, or
+ * when the device is unplugged or fails, whichever comes first. The driver
+ * stops the device there. It may free the context in the line after
+ * hmm_mirror_unregister() and the device in the line after a successful
+ * hmm_device_unregister(): both have waited for every use of the object by HMM.
  *
- * Page tables of the device are not handled here. They stand on
- * mmu_interval_notifier and hmm_range_fault(), which <linux/hmm_range.h> has.
- *
- * See Documentation/mm/hmm.rst for the life of each object.
+ * Documentation/mm/hmm-device.rst describes the life of each object.
  */
 #ifndef _LINUX_HMM_DEVICE_H
 #define _LINUX_HMM_DEVICE_H
 
-#include <linux/atomic.h>
-#include <linux/completion.h>
+#include <linux/compiler_types.h>
 #include <linux/kref.h>
 #include <linux/list.h>
-#include <linux/llist.h>
-#include <linux/lockdep.h>
-#include <linux/refcount.h>
-#include <linux/spinlock.h>
+#include <linux/lockdep_types.h>
+#include <linux/mm_types.h>
+#include <linux/sched.h>
 #include <linux/types.h>
 #include <linux/workqueue.h>
 
+struct completion;
 struct hmm;
+struct hmm_device;
 struct hmm_mirror;
-struct mm_struct;
 
 /**
  * enum hmm_release_reason - Why a mirror was released
- * @HMM_RELEASE_NONE: It was not: the mirror is live.
- * @HMM_RELEASE_MM_EXIT: The last user of the address space went: exit, exec or
- *	OOM kill.
- * @HMM_RELEASE_UNREGISTER: hmm_mirror_unregister() came first, or
+ * @HMM_RELEASE_NONE: The mirror has not been released.
+ * @HMM_RELEASE_MM_EXIT: The address space lost its last user: exit, exec or OOM
+ *	kill.
+ * @HMM_RELEASE_UNREGISTER: The driver called hmm_mirror_unregister() or
  *	hmm_mirror_unregister_async().
- * @HMM_RELEASE_DEVICE_GONE: hmm_device_unplug().
- * @HMM_RELEASE_ERROR: hmm_mirror_kill(): the device failed this mirror.
+ * @HMM_RELEASE_DEVICE_GONE: The driver called hmm_device_unplug().
+ * @HMM_RELEASE_ERROR: The driver called hmm_mirror_kill().
  */
 enum hmm_release_reason {
 	HMM_RELEASE_NONE,
@@ -59,109 +53,132 @@ enum hmm_release_reason {
 };
 
 /**
- * struct hmm_device_ops - What a driver does when HMM tells it to
- * @release: Stop the device: once this returns it accesses the address space of
- *	the mirror no more. Required. Called exactly once for each registration,
- *	never concurrently with itself for one mirror, and before any page of
- *	the address space is freed by its exit. hmm_mirror_release_reason() tells
- *	why. May sleep, wait for workers, take locks of the driver, and call
- *	hmm_mirror_unregister_async(), hmm_mirror_kill() and hmm_mirror_put().
- *	Those of several mirrors of one process or device run side by side. It
- *	runs in the task that exits or unregisters, or in a worker: do not use
- *	current->mm. Until it returns
- *	exit counts as an invalidation of the whole address space: it must not
- *	call mmu_interval_notifier_remove() for that, nor wait for anyone who
- *	does, or who calls mmu_interval_read_begin() without mm_users, nor for
- *	what its own interval notifiers do in a second pass of that invalidation.
- *	Nor may it, or who it waits for, drop mm_users of that address space by
- *	mmput(), which would wait for it: hmm_mirror_mm_put() and mmput_async()
- *	do not.
- * @free: The last reference to the mirror is gone, and HMM will not touch it
- *	again: free the memory. Needed for hmm_mirror_unregister_async();
- *	without it the memory belongs to the caller of hmm_mirror_unregister()
- *	again. Called once, after @release returned, in process context; may
- *	sleep. Best frees as its last act: work of a new mirror at the same
- *	address waits for this to return.
+ * struct hmm_device_ops - Callbacks of a driver
+ * @release: Stop the device. Once this returns, the device must not access the
+ *	address space of the mirror any more. Required. HMM calls it exactly
+ *	once for each registration and, at mm exit, before any page is freed.
+ *	hmm_mirror_release_reason() tells why. It may sleep, wait for workers,
+ *	take locks of the driver and call hmm_mirror_unregister_async(),
+ *	hmm_mirror_kill() and hmm_mirror_put(). The releases of several mirrors
+ *	of one process or device run concurrently. It runs in the exiting task,
+ *	in the caller of hmm_mirror_unregister() or hmm_device_unplug(), or in a
+ *	worker, so it must not use current->mm.
+ * @free: HMM does not touch the mirror any more: free the memory. Required for
+ *	hmm_mirror_unregister_async(). Without it, the memory belongs to the
+ *	caller of hmm_mirror_unregister(). HMM calls it once, after @release has
+ *	returned and the last reference is dropped, in process context. It may
+ *	sleep.
+ * @device_free: HMM does not touch the device any more: free the memory.
+ *	Required for hmm_device_unregister_async(). HMM calls it once, after
+ *	every other callback of the device has returned, in process context: in
+ *	the worker that called the last @free, or in the caller of
+ *	hmm_mirror_unregister(), hmm_device_unplug(), hmm_mirror_register() or
+ *	hmm_device_unregister_async() itself. It may sleep.
  *
- * HMM holds none of its locks over either callback. Neither may call
+ * HMM holds no lock over a callback. A callback must not call
  * hmm_mirror_unregister(), hmm_device_unplug(), hmm_device_unregister() or
- * hmm_synchronize(), of whatever mirror or device: that would wait for the caller
- * itself. It is reported and refused.
+ * hmm_synchronize(), for any mirror or device, because the call would wait for
+ * the callback. HMM refuses the call and warns.
+ *
+ * At mm exit, @release runs inside an invalidation of the whole address space.
+ * So, for whatever reason it is called, it must not call
+ * mmu_interval_notifier_remove() or mmu_interval_read_begin(), nor
+ * hmm_mirror_register() for an address space that has no mirror yet (lockdep
+ * reports all of these), and must not wait for a thread that does so without
+ * holding mm_users.
+ *
+ * If exit does not call @release, HMM holds mm_users around it. So @release may
+ * wait for a worker that ends with mmput(). But if that mmput() is the last one
+ * at another time, it runs exit, and thereby @release, in that worker. So a
+ * worker that @release waits for calls helpers which end with mmput() between
+ * hmm_mirror_mm_get() and hmm_mirror_mm_put().
  */
 struct hmm_device_ops {
 	void (*release)(struct hmm_mirror *mirror);
 	void (*free)(struct hmm_mirror *mirror);
+	void (*device_free)(struct hmm_device *device);
+};
+
+/* private: mirrors of one mm or of one device that have yet to be released */
+struct hmm_release_list {
+	struct list_head mirrors;
+	struct hmm_mirror *ahead;
+	unsigned int nr;
+	u8 by;
 };
 
 /**
  * struct hmm_device - One secondary MMU
  *
  * Embed it in the driver's device and zero it before the first registration.
- * All fields are private to mm/hmm.c.
+ * All fields are private to HMM.
  */
 struct hmm_device {
-	/* private: "Field protection" in mm/hmm.c */
+	/* private: "Fields" in mm/hmm_device.c says what protects them */
 	const struct hmm_device_ops *ops;
 	const char *name;
 	unsigned int state;
 	unsigned int nr_registered;
-	spinlock_t lock;		/* the lists, nr_registered, state */
-	struct list_head mirrors;
-	struct list_head released;
-	struct list_head node;
+	struct hmm_release_list unreleased;
 	struct kref kref;
-	struct completion *unused;
+	struct completion *done;
 	struct lockdep_map callback_map;
+#ifdef CONFIG_HMM_DEBUG
+	struct list_head debug_node;
+#endif
 };
 
 /**
  * struct hmm_mirror - One address space, mirrored on one device
  *
  * Embed it in the driver's context and zero it before the first registration.
- * All fields are private to mm/hmm.c.
+ * All fields are private to HMM.
  */
 struct hmm_mirror {
-	/* private: "Field protection" in mm/hmm.c */
+	/* private: "Fields" in mm/hmm_device.c says what protects them */
 	struct hmm_device *device;
 	struct mm_struct *mm;
-	struct hmm __rcu *hmm;
-	struct list_head node;
-	struct list_head device_node;
+	struct hmm *hmm;
+	struct hmm_release_list *list[2];
+	struct list_head node[2];
+	struct list_head deferred_node;
 	struct kref kref;
-	refcount_t users;
-	unsigned int registered;
-	bool async;
-	int step;
-	int mm_pins;
-	atomic_t due;
 	enum hmm_release_reason reason;
-	unsigned long unlink_gp;
-	unsigned long since;
-	struct completion released;
-	struct completion *unused;
-	struct llist_node lazy;
+	u8 reserved;
+	u8 registered;
+	u8 started;
+	u8 released;
+	u8 queued;
+	u8 pending;
+	struct completion *done;
 	struct work_struct work;
+#ifdef CONFIG_HMM_DEBUG
+	struct list_head debug_node;
+	unsigned long debug_since;
+#endif
 };
 
-int __hmm_device_register(struct hmm_device *device,
-			  const struct hmm_device_ops *ops, const char *name,
-			  struct lock_class_key *key);
+int __must_check __hmm_device_register(struct hmm_device *device,
+				       const struct hmm_device_ops *ops,
+				       const char *name,
+				       struct lock_class_key *key);
 
 /**
- * hmm_device_register() - Let mirrors be registered on a device.
- * @device: Zeroed memory, or a device whose hmm_device_unregister() returned 0.
- * @ops: What to call; must stay until hmm_device_unregister() has returned 0.
- * @name: Names the device in reports; must stay as long as @ops.
+ * hmm_device_register() - Register a device so that it can mirror address
+ * spaces.
+ * @device: Zeroed memory, or a device whose registration has ended.
+ * @ops: Callbacks; must stay valid until the registration has ended.
+ * @name: Name of the device in reports. HMM copies it.
  *
- * Once this returns 0, hmm_mirror_register() accepts @device. Each place that
- * calls this has a lockdep class of its own for the callbacks of its devices.
+ * Once this returns 0, hmm_mirror_register() accepts @device. The callbacks of
+ * all devices that are registered by one call site share a lockdep class.
  *
- * Context: Process context. Does not sleep.
+ * Context: Process context. May sleep.
  * Return:
  * * 0 - @device is registered.
  * * %-EINVAL - @device, @ops, its release or @name is NULL, or @name is empty.
- * * %-EBUSY - @device is registered already; nothing was changed.
- * * %-ENODEV - HMM could not be set up at boot.
+ * * %-EBUSY - @device is registered already; nothing has changed.
+ * * %-ENOMEM - No memory.
  */
 #define hmm_device_register(device, ops, name)				\
 ({									\
@@ -170,22 +187,108 @@ int __hmm_device_register(struct hmm_device *device,
 	__hmm_device_register(device, ops, name, &__hmm_key);		\
 })
 
-int hmm_device_unregister(struct hmm_device *device);
+int __must_check hmm_device_unregister(struct hmm_device *device);
+void hmm_device_unregister_async(struct hmm_device *device);
 void hmm_device_unplug(struct hmm_device *device);
 
-int hmm_mirror_register(struct hmm_mirror *mirror, struct hmm_device *device,
-			struct mm_struct *mm);
+int __must_check hmm_mirror_register(struct hmm_mirror *mirror,
+				     struct hmm_device *device,
+				     struct mm_struct *mm);
 void hmm_mirror_unregister(struct hmm_mirror *mirror);
 void hmm_mirror_unregister_async(struct hmm_mirror *mirror);
 void hmm_mirror_kill(struct hmm_mirror *mirror);
-struct hmm_mirror *hmm_mirror_get(struct hmm_mirror *mirror);
 void hmm_mirror_put(struct hmm_mirror *mirror);
-struct hmm_mirror *hmm_mirror_find(struct hmm_device *device,
-				   struct mm_struct *mm);
-enum hmm_release_reason
-hmm_mirror_release_reason(const struct hmm_mirror *mirror);
-bool hmm_mirror_mm_get(struct hmm_mirror *mirror);
+struct hmm_mirror * __must_check hmm_mirror_find(struct hmm_device *device,
+						 struct mm_struct *mm);
+struct mm_struct * __must_check hmm_mirror_mm_get(struct hmm_mirror *mirror);
 void hmm_mirror_mm_put(struct hmm_mirror *mirror);
 void hmm_synchronize(void);
+
+/**
+ * hmm_mirror_get() - Take a reference on a mirror.
+ * @mirror: A mirror that the caller has a reference on, or that is registered
+ *	and cannot be unregistered meanwhile.
+ *
+ * Until hmm_mirror_put() drops the reference, hmm_mirror_unregister() does not
+ * return, ->free() is not called and the memory of @mirror stays. A reference
+ * does not prevent the release.
+ *
+ * Context: Any context but NMI.
+ * Return: @mirror.
+ */
+static inline struct hmm_mirror *hmm_mirror_get(struct hmm_mirror *mirror)
+{
+	kref_get(&mirror->kref);
+	return mirror;
+}
+
+/**
+ * hmm_mirror_release_reason() - Why a mirror was released.
+ * @mirror: A mirror that is registered, that the caller has a reference on, or
+ *	that was unregistered and is still allocated.
+ *
+ * The reason is set before ->release() is called and stays until the mirror is
+ * registered again.
+ *
+ * Context: Any context.
+ * Return: The reason, or %HMM_RELEASE_NONE if the release has not begun.
+ */
+static inline enum hmm_release_reason
+hmm_mirror_release_reason(const struct hmm_mirror *mirror)
+{
+	return READ_ONCE(mirror->reason);
+}
+
+/**
+ * hmm_mirror_device() - The device of a mirror.
+ * @mirror: A mirror that is registered, or that the caller has a reference on,
+ *	or the argument of a callback.
+ *
+ * Context: Any context.
+ * Return: The device, which stays at least as long as @mirror.
+ */
+static inline struct hmm_device *
+hmm_mirror_device(const struct hmm_mirror *mirror)
+{
+	return mirror->device;
+}
+
+/**
+ * hmm_mirror_is_current() - Does the caller belong to a mirrored address space?
+ * @mirror: A mirror that is registered, or that the caller has a reference on,
+ *	or the argument of a callback.
+ *
+ * Context: Any context.
+ * Return: Whether current->mm is the address space of @mirror.
+ */
+static inline bool hmm_mirror_is_current(const struct hmm_mirror *mirror)
+{
+	return mirror->mm == current->mm;
+}
+
+/**
+ * hmm_mirror_error() - Error code for a call that needs a live mirror.
+ * @mirror: A mirror that is registered, or that the caller has a reference on.
+ *
+ * Context: Any context.
+ * Return:
+ * * 0 - The release has not begun.
+ * * %-ESRCH - The address space has exited.
+ * * %-ENODEV - The device is unplugged, or the mirror was unregistered.
+ * * %-EIO - hmm_mirror_kill() has released the mirror.
+ */
+static inline int hmm_mirror_error(const struct hmm_mirror *mirror)
+{
+	switch (hmm_mirror_release_reason(mirror)) {
+	case HMM_RELEASE_NONE:
+		return atomic_read(&mirror->mm->mm_users) ? 0 : -ESRCH;
+	case HMM_RELEASE_MM_EXIT:
+		return -ESRCH;
+	case HMM_RELEASE_ERROR:
+		return -EIO;
+	default:
+		return -ENODEV;
+	}
+}
 
 #endif /* _LINUX_HMM_DEVICE_H */

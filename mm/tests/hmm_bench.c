@@ -1,29 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What the HMM registration core costs, beside what a driver would use without it
+ * What the HMM registration core costs, beside what a driver would use without
+ * it
  *
- * Each measure is taken of HMM and of its peers in turn, round after round, so that
- * what drifts on a machine drifts for all of them. The module runs everything when
- * it is loaded, or at boot if it is built in, and prints one line for each sample:
+ * The module measures HMM and its peers in turn, round after round, so that a
+ * drift of the machine affects all of them. It runs when it is loaded, or at
+ * boot if it is built in, and prints one line for each sample:
  *
  *	hmm_bench: measure,peer,size,round,operations,nanoseconds
  *
- * size is what the measure grows with: VMAs, mirrors, processes, devices or threads;
- * nanoseconds are those of all the operations together, on the wall. What is made of
- * the samples is up to the reader; "make bench" has medians, spread and plots.
+ * size is the number of VMAs, mirrors, processes, devices or threads, depending
+ * on the measure; nanoseconds is the elapsed time of all the operations
+ * together. "make bench" computes medians, ranges and plots of the samples.
  *
- * An address space is made by mm_alloc(), with as many VMAs and pages as the measure
- * wants, and exits in the mmput() of its one user: what is timed there is
- * exit_mmap(), without the rest of the exit of a process.
+ * An address space is made by mm_alloc(), with as many VMAs and pages as the
+ * measure needs, and exits in the mmput() of its one user. So the measures of
+ * exit time exit_mmap(), without the rest of the exit of a process.
+ *
+ * A program that writes 1 to the parameter "mirror" gets a mirror of its own
+ * address space, 2 an interval notifier, and 0 neither.
  */
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/atomic.h>
+#include <linux/cleanup.h>
 #include <linux/completion.h>
 #include <linux/delay.h>
 #include <linux/err.h>
 #include <linux/hmm_device.h>
+#include <linux/hrtimer.h>
 #include <linux/irqflags.h>
 #include <linux/kthread.h>
 #include <linux/ktime.h>
@@ -31,6 +37,8 @@
 #include <linux/mman.h>
 #include <linux/mmu_notifier.h>
 #include <linux/module.h>
+#include <linux/moduleparam.h>
+#include <linux/mutex.h>
 #include <linux/reboot.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
@@ -44,11 +52,14 @@
 /* A process that does little has about this many */
 #define BENCH_VMAS		20
 
-#define BENCH_OPS		20	/* of what is taken one by one */
-#define BENCH_IDLE_MS		20	/* before each operation of an idle machine */
-#define BENCH_ASLEEP_MS		1000	/* a callback of somebody else */
-#define BENCH_STOP_MS		100	/* a device that takes its time to stop */
+#define BENCH_OPS		20	/* slow, or timed one by one */
+#define BENCH_REGISTERS		500	/* that take less than 1 us */
+#define BENCH_MAX_MIRRORS	100000	/* of one device */
+#define BENCH_IDLE_MS		20	/* before each operation */
+#define BENCH_ASLEEP_MS		1000	/* callback of another device */
+#define BENCH_STOP_MS		100	/* callback of a slow device */
 #define BENCH_THREADS_MS	100	/* threads at work together */
+#define BENCH_TIMER_NS		10000	/* from interrupt to interrupt */
 
 static unsigned int rounds = 5;
 module_param(rounds, uint, 0444);
@@ -56,7 +67,7 @@ MODULE_PARM_DESC(rounds, "Samples of each measure, peer and size");
 
 static char *groups;
 module_param(groups, charp, 0444);
-MODULE_PARM_DESC(groups, "What to measure, of register,beside,idle,many,exit,processes,devices,contention (all)");
+MODULE_PARM_DESC(groups, "What to measure, of register,beside,idle,many,exit,processes,devices,scale,contention (all), and masked,nothing");
 
 static bool shutdown = !IS_MODULE(CONFIG_HMM_BENCH);
 module_param(shutdown, bool, 0444);
@@ -73,11 +84,11 @@ struct bench_item {
 };
 
 /**
- * struct bench_peer - One way to hear of the end of an address space
- * @name: In the samples.
- * @add: Listen to @item->mm. Returns 0 or an error.
- * @del: Listen no more.
- * @flush: What @del left to others is over; optional.
+ * struct bench_peer - One way to learn of the exit of an address space
+ * @name: Name in the samples.
+ * @add: Register @item for @item->mm. Returns 0 or an error.
+ * @del: Unregister @item.
+ * @flush: Wait until nothing that @del has begun is pending; optional.
  */
 struct bench_peer {
 	const char *name;
@@ -86,7 +97,6 @@ struct bench_peer {
 	void (*flush)(void);
 };
 
-/* Where the only item of a thread is */
 struct bench_thread {
 	const struct bench_peer *peer;
 	struct mm_struct *mm;
@@ -101,8 +111,7 @@ static struct hmm_device bench_devices[BENCH_MAX_DEVICES];
 static struct hmm_device bench_async_device;
 static struct bench_item *bench_items;
 
-/* How long a callback takes, and that one has begun */
-static unsigned int bench_callback_ms;
+static unsigned int bench_callback_ms;	/* how long a callback sleeps */
 static DECLARE_COMPLETION(bench_in_callback);
 
 static atomic_t bench_nr_put = ATOMIC_INIT(0);
@@ -158,10 +167,11 @@ static const struct hmm_device_ops bench_async_ops = {
 
 static int bench_hmm_add(struct bench_item *item)
 {
+	struct hmm_device *device = &bench_devices[item->index %
+						   BENCH_MAX_DEVICES];
+
 	memset(&item->mirror, 0, sizeof(item->mirror));
-	return hmm_mirror_register(&item->mirror,
-				   &bench_devices[item->index % BENCH_MAX_DEVICES],
-				   item->mm);
+	return hmm_mirror_register(&item->mirror, device, item->mm);
 }
 
 static void bench_hmm_del(struct bench_item *item)
@@ -172,7 +182,8 @@ static void bench_hmm_del(struct bench_item *item)
 static int bench_async_add(struct bench_item *item)
 {
 	memset(&item->mirror, 0, sizeof(item->mirror));
-	return hmm_mirror_register(&item->mirror, &bench_async_device, item->mm);
+	return hmm_mirror_register(&item->mirror, &bench_async_device,
+				   item->mm);
 }
 
 static void bench_async_del(struct bench_item *item)
@@ -215,7 +226,10 @@ static void bench_notifier_put(struct bench_item *item)
 	mmu_notifier_put(&item->notifier);
 }
 
-/* mmu_notifier_synchronize() waits for a grace period, and not for ->free_notifier() */
+/*
+ * mmu_notifier_synchronize() waits for a grace period, and not for
+ * ->free_notifier()
+ */
 static void bench_notifier_flush(void)
 {
 	wait_event(bench_all_put, !atomic_read(&bench_nr_put));
@@ -237,8 +251,9 @@ static const struct mmu_interval_notifier_ops bench_interval_ops = {
 
 static int bench_interval_add(struct bench_item *item)
 {
-	return mmu_interval_notifier_insert(&item->interval, item->mm,
-					    BENCH_ADDRESS + item->index * PAGE_SIZE,
+	unsigned long start = BENCH_ADDRESS + item->index * PAGE_SIZE;
+
+	return mmu_interval_notifier_insert(&item->interval, item->mm, start,
 					    PAGE_SIZE, &bench_interval_ops);
 }
 
@@ -260,7 +275,6 @@ static const struct bench_peer bench_hmm = {
 	.name = "hmm",
 	.add = bench_hmm_add,
 	.del = bench_hmm_del,
-	/* HMM lets go of the mm later */
 	.flush = hmm_synchronize,
 };
 
@@ -296,7 +310,7 @@ static const struct bench_peer bench_none = {
 	.del = bench_nothing_del,
 };
 
-/* Those that wait, or need not, until nothing is called any more */
+/* Once del() has returned, no callback runs */
 static const struct bench_peer * const bench_fenced[] = {
 	&bench_hmm, &bench_notifier, &bench_interval,
 };
@@ -394,8 +408,9 @@ static u64 bench_since(ktime_t start)
 
 static struct mmu_notifier *bench_notifier_alloc(struct mm_struct *mm)
 {
-	return kzalloc(sizeof(struct mmu_notifier), GFP_KERNEL) ?:
-	       ERR_PTR(-ENOMEM);
+	struct mmu_notifier *notifier = kzalloc_obj(*notifier);
+
+	return notifier ?: ERR_PTR(-ENOMEM);
 }
 
 static void bench_notifier_kfree(struct mmu_notifier *notifier)
@@ -409,13 +424,13 @@ static const struct mmu_notifier_ops bench_get_ops = {
 	.free_notifier = bench_notifier_kfree,
 };
 
-/* The first on an mm of its own, then some more on the same. */
+/* The first one of an address space, then more of the same. */
 static void bench_register_peer(const struct bench_peer *peer,
 				unsigned int vmas, unsigned int round)
 {
 	struct mm_struct *mm = bench_mm(vmas, false);
-	struct bench_item *first = &bench_items[BENCH_OPS];
-	unsigned int n;
+	struct bench_item *first = &bench_items[BENCH_REGISTERS];
+	unsigned int n = peer == &bench_notifier ? BENCH_OPS : BENCH_REGISTERS;
 	ktime_t start;
 
 	if (!mm) {
@@ -423,13 +438,13 @@ static void bench_register_peer(const struct bench_peer *peer,
 		return;
 	}
 	start = ktime_get();
-	if (!bench_add(peer, first, mm, BENCH_OPS))
+	if (!bench_add(peer, first, mm, BENCH_REGISTERS))
 		goto out;
 	bench_sample("register_first", peer->name, vmas, round, 1,
 		     bench_since(start));
 
 	start = ktime_get();
-	n = bench_add_all(peer, mm, BENCH_OPS);
+	n = bench_add_all(peer, mm, n);
 	bench_sample("register", peer->name, vmas, round, n,
 		     bench_since(start));
 
@@ -441,8 +456,8 @@ out:
 }
 
 /*
- * What a spin_lock_irqsave() pays for its irqsave: next to nothing on a machine, and
- * most of it in User Mode Linux. The peers take their locks without it.
+ * The cost of masking interrupts, which the peers do not do: small on a
+ * machine, but most of the cost of a spin_lock_irqsave() in User Mode Linux.
  */
 static void bench_interrupts(unsigned int round)
 {
@@ -459,7 +474,7 @@ static void bench_interrupts(unsigned int round)
 		     bench_since(start));
 }
 
-/* mmu_notifier_get() of one that is there: what a driver has that looks first. */
+/* mmu_notifier_get() of a notifier that exists */
 static void bench_register_get(unsigned int vmas, unsigned int round)
 {
 	struct mmu_notifier *first, *again = NULL;
@@ -481,12 +496,12 @@ static void bench_register_get(unsigned int vmas, unsigned int round)
 	}
 
 	start = ktime_get();
-	for (i = 0; i < BENCH_OPS; i++)
+	for (i = 0; i < BENCH_REGISTERS; i++)
 		again = mmu_notifier_get(&bench_get_ops, mm);
-	bench_sample("register", "mmu_notifier_get", vmas, round, BENCH_OPS,
-		     bench_since(start));
+	bench_sample("register", "mmu_notifier_get", vmas, round,
+		     BENCH_REGISTERS, bench_since(start));
 	WARN_ON(again != first);
-	for (i = 0; i < BENCH_OPS + 1; i++)
+	for (i = 0; i < BENCH_REGISTERS + 1; i++)
 		mmu_notifier_put(first);
 out:
 	mmput(mm);
@@ -555,15 +570,16 @@ static void bench_many(void)
 						round);
 }
 
-/* One at a time, on a machine that has nothing else to do. */
+/* One at a time, on an idle machine. Another one of the address space stays. */
 static void bench_idle_peer(const struct bench_peer *peer, unsigned int round)
 {
 	struct mm_struct *mm = bench_mm(BENCH_VMAS, true);
+	struct bench_item *first = &bench_items[BENCH_OPS];
 	unsigned int i, n;
 	ktime_t start;
 	u64 ns = 0;
 
-	if (!mm) {
+	if (!mm || !bench_add(peer, first, mm, BENCH_OPS)) {
 		bench_fail("address space", -ENOMEM);
 		return;
 	}
@@ -575,11 +591,40 @@ static void bench_idle_peer(const struct bench_peer *peer, unsigned int round)
 		ns += bench_since(start);
 	}
 	bench_sample("unregister_idle", peer->name, 1, round, n, ns);
+	peer->del(first);
 	bench_flush(peer);
 	mmput(mm);
 }
 
-/* Not a sample. */
+/* As above, and each is the last one of its address space. */
+static void bench_last_peer(const struct bench_peer *peer, unsigned int round)
+{
+	unsigned int i, n;
+	ktime_t start;
+	u64 ns = 0;
+
+	for (n = 0; n < BENCH_OPS; n++) {
+		struct mm_struct *mm = bench_mm(BENCH_VMAS, true);
+
+		if (!mm || !bench_add(peer, &bench_items[n], mm, 0)) {
+			bench_fail("address space", -ENOMEM);
+			break;
+		}
+	}
+	for (i = 0; i < n; i++) {
+		struct mm_struct *mm = bench_items[i].mm;
+
+		msleep(BENCH_IDLE_MS);
+		start = ktime_get();
+		peer->del(&bench_items[i]);
+		ns += bench_since(start);
+		bench_flush(peer);
+		mmput(mm);
+	}
+	bench_sample("unregister_last", peer->name, 1, round, n, ns);
+}
+
+/* Takes no sample. */
 static void bench_warm_up(const struct bench_peer *peer)
 {
 	struct mm_struct *mm = bench_mm(BENCH_VMAS, true);
@@ -597,9 +642,12 @@ static void bench_idle(void)
 {
 	unsigned int i, round;
 
-	for (round = 0; round < rounds; round++)
+	for (round = 0; round < rounds; round++) {
 		for (i = 0; i < ARRAY_SIZE(bench_all); i++)
 			bench_idle_peer(bench_all[i], round);
+		for (i = 0; i < ARRAY_SIZE(bench_all); i++)
+			bench_last_peer(bench_all[i], round);
+	}
 }
 
 /*
@@ -692,7 +740,8 @@ static void bench_beside(void)
 			for (exit = 0; exit < 2; exit++)
 				for (j = 0; j < ARRAY_SIZE(bench_fenced); j++)
 					bench_beside_peer(bench_fenced[j],
-							  asleep[i], exit, round);
+							  asleep[i], exit,
+							  round);
 }
 
 /*
@@ -729,7 +778,7 @@ static void bench_exit(void)
 						bench_decades[i], round);
 }
 
-/* Each device takes its time to stop, and they could do so side by side. */
+/* The devices stop slowly, and may do so at the same time. */
 static void bench_devices_exit(void)
 {
 	static const unsigned int devices[] = { 1, 8, BENCH_MAX_DEVICES };
@@ -790,6 +839,192 @@ static void bench_processes(void)
 			for (j = 0; j < ARRAY_SIZE(bench_and_none); j++)
 				bench_processes_peer(bench_and_none[j],
 						     bench_decades[i], round);
+}
+
+/*
+ * Up to 100,000 mirrors of one device and one address space
+ *
+ * Either the time of each step is measured, or how late interrupts are at most:
+ * as long as HMM masks them, a timer of the same CPU does not fire.
+ */
+
+static struct hmm_device bench_scale_device;
+static struct bench_item *bench_scale_items;
+static struct mm_struct *bench_scale_mm;
+static struct hrtimer bench_timer;
+static u64 bench_latest;
+
+static enum hrtimer_restart bench_timer_fn(struct hrtimer *timer)
+{
+	u64 late = bench_since(hrtimer_get_expires(timer));
+
+	if (late > bench_latest)
+		bench_latest = late;
+	hrtimer_forward_now(timer, BENCH_TIMER_NS);
+	return HRTIMER_RESTART;
+}
+
+static void bench_scale_register(unsigned int n)
+{
+	unsigned int i;
+	int ret = 0;
+
+	for (i = 0; i < n && !ret; i++) {
+		struct hmm_mirror *mirror = &bench_scale_items[i].mirror;
+
+		memset(mirror, 0, sizeof(*mirror));
+		ret = hmm_mirror_register(mirror, &bench_scale_device,
+					  bench_scale_mm);
+	}
+	if (ret)
+		bench_fail("hmm_mirror_register", ret);
+}
+
+static void bench_scale_unregister(unsigned int n)
+{
+	unsigned int i;
+
+	for (i = 0; i < n; i++)
+		hmm_mirror_unregister(&bench_scale_items[i].mirror);
+}
+
+/* Workers run while this calls, so that only both together can be compared */
+static void bench_scale_async(unsigned int n)
+{
+	unsigned int i;
+
+	for (i = 0; i < n; i++)
+		hmm_mirror_unregister_async(&bench_scale_items[i].mirror);
+	hmm_synchronize();
+}
+
+static void bench_scale_unplug(unsigned int n)
+{
+	hmm_device_unplug(&bench_scale_device);
+}
+
+static void bench_scale_exit(unsigned int n)
+{
+	mmput(bench_scale_mm);
+}
+
+/* What other parts of the kernel do to interrupts */
+static void bench_scale_nothing(unsigned int n)
+{
+	struct mm_struct *mm = bench_mm(100, true);
+
+	if (mm)
+		mmput(mm);
+}
+
+static void bench_scale_step(const char *name, void (*fn)(unsigned int),
+			     unsigned int n, unsigned int round, bool masked)
+{
+	ktime_t start;
+
+	if (bench_error)
+		return;
+	if (!masked) {
+		start = ktime_get();
+		fn(n);
+		bench_sample("scale", name, n, round, n, bench_since(start));
+		return;
+	}
+	bench_latest = 0;
+	hrtimer_start(&bench_timer, BENCH_TIMER_NS,
+		      HRTIMER_MODE_REL_PINNED_HARD);
+	fn(n);
+	hrtimer_cancel(&bench_timer);
+	bench_sample("masked", name, n, round, 1, bench_latest);
+}
+
+static bool bench_scale_begin(void)
+{
+	int ret;
+
+	bench_scale_mm = bench_mm(BENCH_VMAS, true);
+	ret = hmm_device_register(&bench_scale_device, &bench_async_ops,
+				  "bench");
+	if (bench_scale_mm && !ret)
+		return true;
+	bench_fail("address space or device", ret);
+	return false;
+}
+
+static void bench_scale_end(void)
+{
+	WARN_ON(hmm_device_unregister(&bench_scale_device));
+}
+
+static void bench_scale_of(unsigned int n, unsigned int round, bool masked)
+{
+	if (masked)
+		bench_scale_step("none", bench_scale_nothing, n, round, masked);
+
+	if (!bench_scale_begin())
+		return;
+	bench_scale_step("register", bench_scale_register, n, round, masked);
+	bench_scale_step("unregister", bench_scale_unregister, n, round,
+			 masked);
+	mmput(bench_scale_mm);
+	bench_scale_end();
+
+	if (!bench_scale_begin())
+		return;
+	bench_scale_register(n);
+	bench_scale_step("unplug", bench_scale_unplug, n, round, masked);
+	bench_scale_unregister(n);
+	mmput(bench_scale_mm);
+	bench_scale_end();
+
+	if (!bench_scale_begin())
+		return;
+	bench_scale_register(n);
+	bench_scale_step("exit", bench_scale_exit, n, round, masked);
+	bench_scale_unregister(n);
+	bench_scale_end();
+
+	if (!bench_scale_begin())
+		return;
+	bench_scale_register(n);
+	bench_scale_step("async", bench_scale_async, n, round, masked);
+	mmput(bench_scale_mm);
+	bench_scale_end();
+}
+
+static void bench_scale_all(bool masked)
+{
+	static const unsigned int mirrors[] = {
+		1000, 10000, BENCH_MAX_MIRRORS
+	};
+	unsigned int i, round;
+
+	bench_scale_items = kvcalloc(BENCH_MAX_MIRRORS,
+				     sizeof(*bench_scale_items), GFP_KERNEL);
+	if (!bench_scale_items) {
+		bench_fail("mirrors", -ENOMEM);
+		return;
+	}
+	for (i = 0; i < ARRAY_SIZE(mirrors); i++)
+		for (round = 0; round < rounds; round++)
+			bench_scale_of(mirrors[i], round, masked);
+	kvfree(bench_scale_items);
+}
+
+static void bench_scale(void)
+{
+	bench_scale_all(false);
+}
+
+static void bench_masked(void)
+{
+	if (hrtimer_resolution > BENCH_TIMER_NS) {
+		bench_fail("high resolution timer", -ENODEV);
+		return;
+	}
+	hrtimer_setup(&bench_timer, bench_timer_fn, CLOCK_MONOTONIC,
+		      HRTIMER_MODE_REL_PINNED_HARD);
+	bench_scale_all(true);
 }
 
 /*
@@ -896,7 +1131,10 @@ static void bench_together(const char *measure, const struct bench_peer *peer,
 		bench_flush(peer);
 }
 
-/* What the threads listen to, or look up: of one mm, or each of its own. */
+/*
+ * The mirrors and notifiers of all threads: of one mm, or of one for each
+ * thread
+ */
 static bool bench_threads_begin(bool one)
 {
 	struct mm_struct *mm = NULL;
@@ -926,8 +1164,9 @@ static void bench_threads_end(void)
 
 	for (i = 0; i < BENCH_MAX_THREADS; i++) {
 		struct mm_struct *mm = bench_threads[i].mm;
-		struct mmu_notifier *notifier = mmu_notifier_get(&bench_get_ops, mm);
+		struct mmu_notifier *notifier;
 
+		notifier = mmu_notifier_get(&bench_get_ops, mm);
 		/* Its own, and that of bench_threads_begin() */
 		mmu_notifier_put(notifier);
 		mmu_notifier_put(notifier);
@@ -942,7 +1181,9 @@ static void bench_contention_of(bool one, unsigned int threads,
 	unsigned int i;
 
 	for (i = 0; i < ARRAY_SIZE(bench_all); i++)
-		/* An item that is deleted asynchronously cannot be used again */
+		/*
+		 * An item that is deleted asynchronously cannot be used again
+		 */
 		if (!bench_all[i]->flush || bench_all[i] == &bench_hmm)
 			bench_together(one ? "pairs_one_mm" : "pairs_many_mm",
 				       bench_all[i], bench_all[i]->name,
@@ -976,12 +1217,70 @@ static void bench_contention(void)
 }
 
 /*
+ * A mirror, or an interval notifier, of the program that writes the parameter
+ */
+
+static struct hmm_device bench_user_device;
+static struct bench_item bench_user_item;
+static const struct bench_peer *bench_user_peer;
+
+static int bench_user_add(struct bench_item *item)
+{
+	memset(&item->mirror, 0, sizeof(item->mirror));
+	return hmm_mirror_register(&item->mirror, &bench_user_device, item->mm);
+}
+
+static const struct bench_peer bench_user = {
+	.name = "hmm",
+	.add = bench_user_add,
+	.del = bench_hmm_del,
+};
+
+static const struct bench_peer * const bench_user_peers[] = {
+	NULL, &bench_user, &bench_interval,
+};
+
+static int bench_user_set(const char *value, const struct kernel_param *param)
+{
+	static DEFINE_MUTEX(mutex);
+	unsigned int nr;
+	int ret;
+
+	ret = kstrtouint(value, 0, &nr);
+	if (ret)
+		return ret;
+	if (nr >= ARRAY_SIZE(bench_user_peers) || !current->mm)
+		return -EINVAL;
+	guard(mutex)(&mutex);
+	ret = hmm_device_register(&bench_user_device, &bench_ops, "bench");
+	if (ret && ret != -EBUSY)
+		return ret;
+	if (bench_user_peer)
+		bench_user_peer->del(&bench_user_item);
+	bench_user_peer = bench_user_peers[nr];
+	if (!bench_user_peer)
+		return 0;
+	bench_user_item.mm = current->mm;
+	ret = bench_user_peer->add(&bench_user_item);
+	if (ret)
+		bench_user_peer = NULL;
+	return ret;
+}
+
+static const struct kernel_param_ops bench_user_ops = {
+	.set = bench_user_set,
+};
+module_param_cb(mirror, &bench_user_ops, NULL, 0200);
+MODULE_PARM_DESC(mirror, "What the address space of the writer gets: 0 nothing, 1 a mirror, 2 an interval notifier");
+
+/*
  * Everything
  */
 
 static const struct {
 	const char *name;
 	void (*fn)(void);
+	bool asked;		/* only if groups names it */
 } bench_groups[] = {
 	{ "register", bench_register },
 	{ "beside", bench_beside },
@@ -990,18 +1289,21 @@ static const struct {
 	{ "exit", bench_exit },
 	{ "processes", bench_processes },
 	{ "devices", bench_devices_exit },
+	{ "scale", bench_scale },
 	{ "contention", bench_contention },
+	{ "masked", bench_masked, true },
 };
 
 static int bench_run(void *done)
 {
 	unsigned int i;
 
-	/* Caches, and the first allocations of all */
+	/* Fills caches */
 	for (i = 0; i < ARRAY_SIZE(bench_all); i++)
 		bench_warm_up(bench_all[i]);
 	for (i = 0; i < ARRAY_SIZE(bench_groups); i++)
-		if (!groups || strstr(groups, bench_groups[i].name))
+		if (groups ? !!strstr(groups, bench_groups[i].name) :
+			     !bench_groups[i].asked)
 			bench_groups[i].fn();
 	complete(done);
 	return 0;
@@ -1026,15 +1328,17 @@ static int __init bench_init(void)
 	if (!bench_items)
 		return -ENOMEM;
 	for (i = 0; i < BENCH_MAX_DEVICES; i++) {
-		ret = hmm_device_register(&bench_devices[i], &bench_ops, "bench");
+		ret = hmm_device_register(&bench_devices[i], &bench_ops,
+					  "bench");
 		if (ret)
 			goto out;
 	}
-	ret = hmm_device_register(&bench_async_device, &bench_async_ops, "bench");
+	ret = hmm_device_register(&bench_async_device, &bench_async_ops,
+				  "bench");
 	if (ret)
 		goto out;
 
-	/* A kernel thread: only these may use the mm of others */
+	/* Only kernel threads may use the mm of others */
 	task = kthread_run(bench_run, &done, "hmm_bench");
 	ret = PTR_ERR_OR_ZERO(task);
 	if (!ret)
@@ -1049,8 +1353,9 @@ out:
 }
 
 /*
- * After all that a built-in one measures. There is no way out: no call tells when the
- * last ->free_notifier() of mmu_notifier_put() has left the text of this module.
+ * Built in, this runs after the initcalls of what it measures. The module
+ * cannot be unloaded: no call waits until the last ->free_notifier() of
+ * mmu_notifier_put() has left its text.
  */
 late_initcall(bench_init);
 

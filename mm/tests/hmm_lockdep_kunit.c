@@ -36,8 +36,11 @@ struct gpu {
 	struct mutex lock;		/* taken by ->release(), or its worker */
 	struct workqueue_struct *wq;
 	struct work_struct work;
+	struct mmu_interval_notifier notifier;
 	bool release_locks;
 	bool release_flushes;
+	bool release_removes;
+	bool release_reads;
 };
 
 struct gpu_context {
@@ -73,6 +76,10 @@ static void gpu_release(struct hmm_mirror *mirror)
 		/* Not flush_work(): lockdep hears of that if it has to wait */
 		flush_workqueue(gpu->wq);
 	}
+	if (gpu->release_reads)
+		mmu_interval_read_begin(&gpu->notifier);
+	if (gpu->release_removes)
+		mmu_interval_notifier_remove(&gpu->notifier);
 }
 
 static void gpu_free(struct hmm_mirror *mirror)
@@ -301,6 +308,56 @@ static void hmm_register_under_mmap_lock(struct kunit *test)
 	scene_end(test, s);
 }
 
+static bool gpu_invalidate(struct mmu_interval_notifier *notifier,
+			   const struct mmu_notifier_range *range,
+			   unsigned long cur_seq)
+{
+	mmu_interval_set_seq(notifier, cur_seq);
+	return true;
+}
+
+static const struct mmu_interval_notifier_ops gpu_notifier_ops = {
+	.invalidate = gpu_invalidate,
+};
+
+/*
+ * At exit a ->release() that waits for the end of invalidations waits for itself:
+ * exit is one. Elsewhere it works, and lockdep has to report it all the same.
+ */
+static struct scene *scene_new_with_notifier(struct kunit *test)
+{
+	struct scene *s = scene_new(test, &gpu_ops);
+
+	KUNIT_ASSERT_EQ(test, mmu_interval_notifier_insert(&s->gpu.notifier, s->mm,
+							   SOME_ADDRESS,
+							   PAGE_SIZE,
+							   &gpu_notifier_ops), 0);
+	return s;
+}
+
+static void hmm_release_removes_an_interval_notifier(struct kunit *test)
+{
+	struct scene *s = scene_new_with_notifier(test);
+
+	s->gpu.release_removes = true;
+	expect_report(CIRCULAR "|" RECURSIVE);
+	hmm_mirror_unregister(&s->context.mirror);
+	reported(test);
+	scene_end(test, s);
+}
+
+static void hmm_release_begins_an_interval_read(struct kunit *test)
+{
+	struct scene *s = scene_new_with_notifier(test);
+
+	s->gpu.release_reads = true;
+	expect_report(CIRCULAR "|" RECURSIVE);
+	hmm_mirror_unregister(&s->context.mirror);
+	reported(test);
+	mmu_interval_notifier_remove(&s->gpu.notifier);
+	scene_end(test, s);
+}
+
 /* What is not misuse: lockdep has nothing to say, now or at the fence. */
 static void hmm_calls_that_do_not_wait_are_quiet(struct kunit *test)
 {
@@ -357,6 +414,8 @@ static struct kunit_case hmm_lockdep_cases[] = {
 	KUNIT_CASE(hmm_unregister_under_a_lock_of_a_flushed_worker),
 	KUNIT_CASE(hmm_unregister_in_a_vma_close),
 	KUNIT_CASE(hmm_register_under_mmap_lock),
+	KUNIT_CASE(hmm_release_removes_an_interval_notifier),
+	KUNIT_CASE(hmm_release_begins_an_interval_read),
 	{}
 };
 

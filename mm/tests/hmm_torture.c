@@ -2,39 +2,40 @@
 /*
  * Torture test of the HMM registration core
  *
- * Threads do random things to a few devices, address spaces and mirrors, all at
- * once: register, unregister, kill, find, pin, unplug, remove, exit. Each registration
- * has a record, which outlives it, of what was called and what came back, and every
- * callback and every return of HMM is checked against that: a callback after
- * unregister returned is seen, not hoped for. What HMM gave back is freed at once,
- * so that KASAN sees who still looks at it; or, in half of the cases, filled with a
- * pattern and kept for a while, so that a late callback finds the record and a late
- * write spoils the pattern, with no help of KASAN.
+ * Threads do random operations on a few devices, address spaces and mirrors:
+ * they register, unregister, kill, find, pin, unplug, remove and exit. Each
+ * registration has a record, which outlives the mirror, of what was called and
+ * what returned. Each callback and each return of HMM is checked against the
+ * record. Memory that HMM has given back is freed at once in half of the cases,
+ * so that KASAN reports a late access. In the other half it is filled with a
+ * pattern and kept in a quarantine, so that a late callback finds the record
+ * and a late write destroys the pattern.
  *
- * The choices of each thread are a function of the seed and its number alone. They
- * are drawn whole, before the state of the world is looked at. How the threads meet
- * is up to the scheduler, and to the delays at the test points of mm/hmm_device.c;
- * those are random as well, but not the same each time.
+ * The choices of each thread are a function of the seed and its number alone: a
+ * thread draws all of them before it reads any shared state. The order in which
+ * the threads meet depends on the scheduler and on the delays at the test
+ * points of HMM. The delays are random as well, but differ from run to run.
  *
- * Every round_ms all threads stop, everything is torn down, and nothing may be left.
- * The first error ends the test, and leaves all as it is: the module stays.
+ * Every round_ms all threads stop, everything is torn down, and nothing may be
+ * left. The first error ends the test. Then nothing is torn down and the module
+ * stays.
  *
  * Locking
  * =======
  *
- *	torture_device_slot::remove	who takes the device away, or unplugs it
- *	  torture_device_slot::sem	for read while HMM is to register on the
- *					device, for write to replace it
+ *	torture_device_slot::remove	held by a thread that unplugs or removes
+ *	  torture_device_slot::sem	for read to register on the device, for
+ *					write to replace it
  *	torture_device::lock		of the driver; taken by callbacks
- *	torture_slot::lock		which context is there; HMM is called under
- *					it where it does not sleep
+ *	torture_slot::lock		context, and which thread unregisters
+ *					it; held for calls that do not sleep
  *	  torture_record::lock		leaf
  *	torture_mm_slot::lock		leaf
- *	graves_lock			leaf
+ *	quarantine_lock			leaf
  *
- * Callbacks take none of the first two. Who holds a reference on a mirror waits for
- * nobody who unregisters: the only call of HMM that it sleeps in is
- * hmm_synchronize().
+ * Callbacks take none of the first two. A thread that holds a reference on a
+ * mirror waits for no thread that unregisters: the only call of HMM in which it
+ * sleeps is hmm_synchronize().
  */
 
 #define pr_fmt(fmt) "hmm_torture: " fmt
@@ -91,7 +92,7 @@ torture_param(bool, delays, true, "Delay threads at the test points of HMM");
 torture_param(bool, shutdown, false, "Power off at the end");
 
 #define NR_STEPS	12	/* of a record that are remembered */
-#define NR_GRAVES	64	/* objects that are kept after their end */
+#define NR_QUARANTINED	64	/* objects that are kept after their end */
 #define NR_CHOICES	256	/* of each thread that go into the checksum */
 #define NR_TRIES	20	/* of a device that is busy */
 #define MAX_OF_A_KIND	64
@@ -100,7 +101,10 @@ torture_param(bool, shutdown, false, "Power off at the end");
 #define MAGIC_DEAD	0x44454144
 #define PATTERN		0x5a
 
-/* Where pages are mapped in an address space: one that stays, one that comes and goes */
+/*
+ * Where pages are mapped in an address space: one that stays, one that comes
+ * and goes
+ */
 #define SOME_ADDRESS	0x10000000UL
 #define OTHER_ADDRESS	(SOME_ADDRESS + 16 * PAGE_SIZE)
 
@@ -130,13 +134,13 @@ static const char * const torture_steps[] = {
 	[STEP_FENCE] = "unregister returned",
 };
 
-/* What begins a context and a device, and stays when their end has come */
-struct torture_guard {
+/* The first part of a context and of a device; it stays valid in quarantine */
+struct torture_object {
 	u32 magic;
-	struct list_head node;		/* graves_lock */
+	struct list_head node;		/* quarantine_lock */
 	void *hmm;			/* HMM's part of the object */
 	size_t size;
-	void (*free)(struct torture_guard *guard);
+	void (*free)(struct torture_object *object);
 };
 
 struct torture_mm {
@@ -144,9 +148,10 @@ struct torture_mm {
 	unsigned int slot;
 	struct mm_struct *mm;		/* mm_count is ours */
 	struct mmu_interval_notifier notifier;
-	atomic_t users;			/* at least as many of mm_users are ours */
+	atomic_t users;			/* mm_users of this test, at most */
 	atomic_t registering;
 	atomic_t disturbed;		/* ever: began to use or to register */
+	unsigned long begun;		/* jiffies */
 	bool unmapped;			/* its pages are freed */
 	struct work_struct end_work;
 };
@@ -157,22 +162,40 @@ struct torture_event {
 	u64 time_ns;
 };
 
-/* What is known of one registration */
-struct torture_record {
-	struct kref kref;		/* of the context, and of who looks */
-	spinlock_t lock;		/* all but what is atomic */
-	struct torture_mm *mm;
-	bool has_free;
+/* What is known of one registration of a device; outlives the device */
+struct torture_device_record {
+	struct kref kref;
+	atomic_t nr_registered;		/* at most */
+	atomic_t nr_published;		/* at least */
+	atomic_t nr_running;		/* callbacks */
+	bool unplugging;
+	bool async;			/* ->device_free() may come */
+	bool freed;
+};
+
+/* What has happened to one registration of a mirror */
+struct torture_state {
 	bool unregistering;
 	bool killed;
 	bool stopped;			/* no worker is queued any more */
-	bool slow;			/* callbacks are, for who is to wait for them */
 	bool running;
 	bool released;
 	bool freed;
 	bool fenced;
+};
+
+/* What is known of one registration of a mirror; outlives the mirror */
+struct torture_record {
+	struct kref kref;		/* of the context and of readers */
+	struct torture_mm *mm;
+	struct torture_device_record *device;
+	bool has_free;
+	bool slow;			/* callbacks sleep */
+	bool ended;			/* torture_slot::lock; no more slot */
 	atomic_t held;			/* references, at least */
 	atomic_t might_hold;		/* references, at most */
+	spinlock_t lock;		/* the rest */
+	struct torture_state state;
 	unsigned int nr_events;
 	struct torture_event events[NR_STEPS];
 };
@@ -180,29 +203,26 @@ struct torture_record {
 struct torture_device_slot;
 
 struct torture_device {
-	struct torture_guard guard;
+	struct torture_object object;
 	struct hmm_device hmm;
 	u32 tail;
-	struct torture_device_slot *slot;
-	bool unplugging;
+	struct torture_device_record *record;
 	struct mutex lock;		/* the driver's: nr_callbacks */
 	unsigned long nr_callbacks;
 };
 
 struct torture_device_slot {
-	struct mutex remove;		/* who unplugs or removes device */
+	struct mutex remove;		/* of the thread that unplugs */
 	struct rw_semaphore sem;
 	struct torture_device *device;	/* sem and remove; NULL: no memory */
 	bool has_free;
-	bool going;			/* unplugged or removed, or about to */
+	bool going;			/* unplugged or removed, or soon */
 	bool unplugged;
-	struct task_struct *unplugger;	/* lets go of remove at UNPLUG_DONE */
-	atomic_t nr_registered;		/* at most */
-	atomic_t nr_published;		/* at least */
+	struct task_struct *unplugger;	/* unlocks remove before it returns */
 };
 
 struct torture_context {
-	struct torture_guard guard;
+	struct torture_object object;
 	struct hmm_mirror mirror;
 	u32 tail;
 	struct torture_record *record;
@@ -215,7 +235,7 @@ struct torture_context {
 struct torture_slot {
 	spinlock_t lock;		/* the rest */
 	struct torture_context *context;
-	bool claimed;			/* somebody registers for it */
+	bool claimed;			/* a thread registers for it */
 };
 
 struct torture_mm_slot {
@@ -226,7 +246,7 @@ struct torture_mm_slot {
 /* Bits of torture_choice::flags; an operation uses some */
 enum {
 	FLAG_ASYNC	= BIT(0),
-	FLAG_KEEP	= BIT(1),	/* a grave, not kfree() */
+	FLAG_KEEP	= BIT(1),	/* quarantine, not kfree() */
 	FLAG_REUSE	= BIT(2),	/* register the same memory again */
 	FLAG_USE_MM	= BIT(3),
 	FLAG_TWICE	= BIT(4),
@@ -236,6 +256,8 @@ enum {
 	FLAG_UNPLUG	= BIT(8),
 	FLAG_EXCLUSIVE	= BIT(9),
 	FLAG_LAST_PUT	= BIT(10),
+	FLAG_KILL	= BIT(11),
+	FLAG_END	= BIT(12),	/* unregister what was found */
 };
 
 /* Bits of torture_context::plan */
@@ -245,6 +267,8 @@ enum {
 	PLAN_KILL	= BIT(2),
 	PLAN_SLEEP	= BIT(3),
 	PLAN_KEEP	= BIT(4),
+	PLAN_HELPER	= BIT(5),	/* takes mm_users under a pin */
+	PLAN_MMPUT	= BIT(6),	/* ends with mmput() */
 };
 
 #define PLAN_RARE(plan)	(((plan) >> 8) % 8 == 0)
@@ -266,7 +290,7 @@ struct torture_thread {
 	unsigned int nr_choices;
 	const char *busy;		/* with what */
 	bool parked;
-	struct torture_context *spare;	/* unregistered, to be registered again */
+	struct torture_context *spare;	/* to be registered again */
 	struct irq_work irq_work;
 	struct torture_context *irq_context;
 };
@@ -283,10 +307,11 @@ static struct torture_slot slots[MAX_OF_A_KIND];
 static struct torture_thread torture_threads[MAX_OF_A_KIND];
 static struct task_struct *torture_main_task;
 static struct workqueue_struct *torture_wq;
+static struct workqueue_struct *torture_reclaim_wq;
 
-static LIST_HEAD(graves);			/* graves_lock, as is: */
-static unsigned int nr_graves;
-static DEFINE_SPINLOCK(graves_lock);
+static LIST_HEAD(quarantine);			/* quarantine_lock */
+static unsigned int nr_quarantined;		/* quarantine_lock */
+static DEFINE_SPINLOCK(quarantine_lock);
 
 /* The main thread waits here, for errors too; parked threads do as well */
 static DECLARE_WAIT_QUEUE_HEAD(torture_wait);
@@ -300,6 +325,7 @@ static unsigned int nr_rounds;
 static atomic_t nr_late_puts;
 static atomic_t nr_finding;			/* without a record, yet */
 static atomic_t nr_contexts;
+static atomic_t nr_devices;
 static atomic_t nr_mms;
 static atomic_t nr_points;
 
@@ -322,7 +348,10 @@ static void torture_history(struct torture_record *record)
 	}
 }
 
-/* @record may be NULL. Only the first errors are printed: others may follow from them. */
+/*
+ * @record may be NULL. Only the first errors are printed: others may follow
+ * from them.
+ */
 static void torture_error(struct torture_record *record, const char *what)
 {
 	unsigned long flags;
@@ -373,12 +402,15 @@ static void torture_delay(u32 how)
 			schedule();
 		break;
 	default:
+		/* Longer than HMM delays what it does later */
+		if (!((how >> 4) % 256) && may_sleep())
+			schedule_timeout_uninterruptible(3);
 		break;
 	}
 }
 
-/* The device can be removed, and freed, while its unplug returns. */
-static void unplug_done(void)
+/* While a thread is in hmm_device_unplug(), others may remove the device. */
+static void unplug_begun(void)
 {
 	int i;
 
@@ -395,8 +427,8 @@ static void unplug_done(void)
 
 static void torture_hook(enum hmm_test_point point, struct hmm_mirror *mirror)
 {
-	if (point == HMM_POINT_UNPLUG_DONE)
-		unplug_done();
+	if (point == HMM_POINT_RELEASE_WAIT && !mirror)
+		unplug_begun();
 	torture_delay(jhash_2words(atomic_inc_return(&nr_points), point, seed));
 }
 
@@ -404,59 +436,59 @@ static void torture_hook(enum hmm_test_point point, struct hmm_mirror *mirror)
  * What HMM has given back
  */
 
-static void guard_init(struct torture_guard *guard, void *hmm, size_t size,
-		       void (*free)(struct torture_guard *guard))
+static void object_init(struct torture_object *object, void *hmm, size_t size,
+			void (*free)(struct torture_object *object))
 {
-	guard->magic = MAGIC_LIVE;
-	guard->hmm = hmm;
-	guard->size = size;
-	guard->free = free;
+	object->magic = MAGIC_LIVE;
+	object->hmm = hmm;
+	object->size = size;
+	object->free = free;
 }
 
-static void guard_exhume(struct torture_guard *guard)
+static void object_check_and_free(struct torture_object *object)
 {
-	if (memchr_inv(guard->hmm, PATTERN, guard->size))
+	if (memchr_inv(object->hmm, PATTERN, object->size))
 		torture_error(NULL, "written to after HMM had given it back");
-	guard->free(guard);
+	object->free(object);
 }
 
 /* The oldest beyond @max goes. */
-static void graves_shrink(unsigned int max)
+static void quarantine_shrink(unsigned int max)
 {
-	struct torture_guard *guard;
+	struct torture_object *object;
 	unsigned long flags;
 
 	for (;;) {
-		spin_lock_irqsave(&graves_lock, flags);
-		guard = NULL;
-		if (nr_graves > max) {
-			guard = list_first_entry(&graves, struct torture_guard,
-						 node);
-			list_del(&guard->node);
-			nr_graves--;
+		spin_lock_irqsave(&quarantine_lock, flags);
+		object = NULL;
+		if (nr_quarantined > max) {
+			object = list_first_entry(&quarantine,
+						  struct torture_object, node);
+			list_del(&object->node);
+			nr_quarantined--;
 		}
-		spin_unlock_irqrestore(&graves_lock, flags);
-		if (!guard)
+		spin_unlock_irqrestore(&quarantine_lock, flags);
+		if (!object)
 			return;
-		guard_exhume(guard);
+		object_check_and_free(object);
 	}
 }
 
-static void guard_bury(struct torture_guard *guard, bool keep)
+static void object_give_up(struct torture_object *object, bool keep)
 {
 	unsigned long flags;
 
-	WRITE_ONCE(guard->magic, MAGIC_DEAD);
+	WRITE_ONCE(object->magic, MAGIC_DEAD);
 	if (!keep) {
-		guard->free(guard);
+		object->free(object);
 		return;
 	}
-	memset(guard->hmm, PATTERN, guard->size);
-	spin_lock_irqsave(&graves_lock, flags);
-	list_add_tail(&guard->node, &graves);
-	nr_graves++;
-	spin_unlock_irqrestore(&graves_lock, flags);
-	graves_shrink(NR_GRAVES);
+	memset(object->hmm, PATTERN, object->size);
+	spin_lock_irqsave(&quarantine_lock, flags);
+	list_add_tail(&object->node, &quarantine);
+	nr_quarantined++;
+	spin_unlock_irqrestore(&quarantine_lock, flags);
+	quarantine_shrink(NR_QUARANTINED);
 }
 
 /*
@@ -464,8 +496,8 @@ static void guard_bury(struct torture_guard *guard, bool keep)
  */
 
 /*
- * At exit this comes twice: for MMU_NOTIFY_RELEASE, when HMM calls ->release(), and
- * then as pages begin to be freed. Before that nobody unmaps this page.
+ * At exit this comes twice: for MMU_NOTIFY_RELEASE, when HMM calls ->release(),
+ * and then as pages begin to be freed. Before that nobody unmaps this page.
  */
 static bool torture_invalidate(struct mmu_interval_notifier *notifier,
 			       const struct mmu_notifier_range *range,
@@ -483,21 +515,38 @@ static const struct mmu_interval_notifier_ops torture_notifier_ops = {
 	.invalidate = torture_invalidate,
 };
 
+static long stall_jiffies(void)
+{
+	return (long)stall_seconds * HZ;
+}
+
 /*
- * Nobody of ours uses it, nor has a registration on it. What a CPU that runs kernel
- * threads keeps of the last address space is none of HMM's.
+ * The test has no users and no registration left. HMM removes its notifier,
+ * which holds mm_count, later. Each CPU that runs a kernel thread may hold
+ * mm_count of the last address space.
  */
+static void mm_wait_for_count(struct torture_mm *mm)
+{
+	unsigned long deadline = jiffies + stall_jiffies();
+
+	while (atomic_read(&mm->mm->mm_count) > 1 + num_possible_cpus()) {
+		if (time_after(jiffies, deadline)) {
+			torture_error(NULL, "mm_count was not given back");
+			break;
+		}
+		schedule_timeout_uninterruptible(1);
+	}
+}
+
 static void mm_end_work(struct work_struct *work)
 {
 	struct torture_mm *mm =
 		container_of(work, struct torture_mm, end_work);
 
 	mmu_interval_notifier_remove(&mm->notifier);
-	hmm_synchronize();
 	if (atomic_read(&mm->mm->mm_users))
 		torture_error(NULL, "mm_users was not given back");
-	if (atomic_read(&mm->mm->mm_count) > 2 + num_possible_cpus())
-		torture_error(NULL, "mm_count was not given back");
+	mm_wait_for_count(mm);
 	mmdrop(mm->mm);
 	kfree(mm);
 	if (atomic_dec_and_test(&nr_mms))
@@ -563,6 +612,7 @@ static struct torture_mm *torture_mm_new(unsigned int slot)
 
 	kref_init(&mm->kref);
 	mm->slot = slot;
+	mm->begun = jiffies;
 	atomic_set(&mm->users, 1);
 	INIT_WORK(&mm->end_work, mm_end_work);
 	if (!mapped ||
@@ -599,7 +649,7 @@ static struct torture_mm *mm_slot_get(unsigned int nr)
 		if (!new)
 			return NULL;
 	}
-	/* Another thread was quicker */
+	/* Another thread was faster */
 	if (new) {
 		mm_unuse(new, false);
 		torture_mm_put(new);
@@ -629,6 +679,16 @@ static void mm_slot_exit(unsigned int nr, struct torture_mm *mm, bool async)
  * Records
  */
 
+static void device_record_free(struct kref *kref)
+{
+	kfree(container_of(kref, struct torture_device_record, kref));
+}
+
+static void device_record_put(struct torture_device_record *device)
+{
+	kref_put(&device->kref, device_record_free);
+}
+
 static struct torture_record *record_new(struct torture_mm *mm)
 {
 	struct torture_record *record = kzalloc_obj(*record);
@@ -648,6 +708,8 @@ static void record_free(struct kref *kref)
 		container_of(kref, struct torture_record, kref);
 
 	torture_mm_put(record->mm);
+	if (record->device)
+		device_record_put(record->device);
 	kfree(record);
 }
 
@@ -662,40 +724,42 @@ static void record_put(struct torture_record *record)
 	kref_put(&record->kref, record_free);
 }
 
-/* What may come when; the caller holds the lock. */
+/* Whether @step may come now; the caller holds the lock. */
 static const char *record_check(struct torture_record *record,
 				enum torture_step step)
 {
+	struct torture_state *state = &record->state;
+
 	switch (step) {
 	case STEP_RELEASE:
-		if (record->fenced)
+		if (state->fenced)
 			return "->release() after unregister had returned";
-		if (record->running)
+		if (state->running)
 			return "->release() by two at once";
-		if (record->released)
+		if (state->released)
 			return "->release() a second time";
 		break;
 	case STEP_FREE:
-		if (record->fenced)
+		if (state->fenced)
 			return "->free() after unregister had returned";
-		if (record->freed)
+		if (state->freed)
 			return "->free() a second time";
-		if (!record->released)
+		if (!state->released)
 			return "->free() before ->release() had returned";
-		if (!record->unregistering)
-			return "->free() of what is registered";
+		if (!state->unregistering)
+			return "->free() of a registered mirror";
 		break;
 	case STEP_FENCE:
-		if (!record->released)
+		if (!state->released)
 			return "unregister returned before ->release() had";
-		if (record->has_free && !record->freed)
+		if (record->has_free && !state->freed)
 			return "unregister returned before ->free() had";
 		if (atomic_read(&record->held))
 			return "unregister returned while a reference is held";
 		break;
 	case STEP_REFUSED:
-		if (record->running || record->released)
-			return "->release() of what was not registered";
+		if (state->running || state->released)
+			return "->release() of a mirror that was not registered";
 		break;
 	default:
 		break;
@@ -703,29 +767,29 @@ static const char *record_check(struct torture_record *record,
 	return NULL;
 }
 
-static void record_update(struct torture_record *record, enum torture_step step)
+static void record_update(struct torture_state *state, enum torture_step step)
 {
 	switch (step) {
 	case STEP_KILL:
-		record->killed = true;
+		state->killed = true;
 		break;
 	case STEP_UNREGISTER:
 	case STEP_UNREGISTER_ASYNC:
-		record->unregistering = true;
+		state->unregistering = true;
 		break;
 	case STEP_RELEASE:
-		record->running = true;
+		state->running = true;
 		break;
 	case STEP_RELEASED:
-		record->running = false;
-		record->released = true;
+		state->running = false;
+		state->released = true;
 		break;
 	case STEP_FREE:
-		record->freed = true;
+		state->freed = true;
 		break;
 	case STEP_FENCE:
 	case STEP_REFUSED:
-		record->fenced = true;
+		state->fenced = true;
 		break;
 	default:
 		break;
@@ -744,105 +808,92 @@ static void record_step(struct torture_record *record, enum torture_step step)
 	event->pid = task_pid_nr(current);
 	event->time_ns = ktime_get_ns();
 	wrong = record_check(record, step);
-	record_update(record, step);
+	record_update(&record->state, step);
 	spin_unlock_irqrestore(&record->lock, flags);
 	if (wrong)
 		torture_error(record, wrong);
 }
 
-static bool record_is_released(struct torture_record *record)
+static struct torture_state record_state(struct torture_record *record)
 {
+	struct torture_state state;
 	unsigned long flags;
-	bool released;
 
 	spin_lock_irqsave(&record->lock, flags);
-	released = record->released;
+	state = record->state;
 	spin_unlock_irqrestore(&record->lock, flags);
 
-	return released;
+	return state;
 }
 
-static bool record_is_freed(struct torture_record *record)
-{
-	unsigned long flags;
-	bool freed;
-
-	spin_lock_irqsave(&record->lock, flags);
-	freed = record->freed;
-	spin_unlock_irqrestore(&record->lock, flags);
-
-	return freed;
-}
-
-/* Else it is over before anybody could fail to wait for it. */
+/* So that a thread that fails to wait for the callback is noticed. */
 static void record_be_slow(struct torture_record *record)
 {
 	if (READ_ONCE(record->slow))
 		usleep_range(5000, 10000);
 }
 
-/* Whether somebody gave this reason to release. */
+/* Whether there was a cause for this reason. */
 static bool record_has_reason(struct torture_record *record,
-			      struct torture_device *device,
 			      enum hmm_release_reason reason)
 {
-	unsigned long flags;
-	bool ok = false;
-
-	spin_lock_irqsave(&record->lock, flags);
 	switch (reason) {
 	case HMM_RELEASE_MM_EXIT:
-		ok = !atomic_read(&record->mm->mm->mm_users);
-		break;
+		return !atomic_read(&record->mm->mm->mm_users);
 	case HMM_RELEASE_UNREGISTER:
-		ok = record->unregistering;
-		break;
+		return record_state(record).unregistering;
 	case HMM_RELEASE_DEVICE_GONE:
-		ok = READ_ONCE(device->unplugging);
-		break;
+		return READ_ONCE(record->device->unplugging);
 	case HMM_RELEASE_ERROR:
-		ok = record->killed;
-		break;
+		return record_state(record).killed;
 	default:
-		break;
+		return false;
 	}
-	spin_unlock_irqrestore(&record->lock, flags);
-
-	return ok;
 }
 
 /*
  * Contexts
  */
 
-static void context_free(struct torture_guard *guard)
+static struct torture_context *to_context(struct hmm_mirror *mirror)
+{
+	return container_of(mirror, struct torture_context, mirror);
+}
+
+static void context_free(struct torture_object *object)
 {
 	struct torture_context *context =
-		container_of(guard, struct torture_context, guard);
+		container_of(object, struct torture_context, object);
 
 	record_put(context->record);
 	kfree(context);
 	atomic_dec(&nr_contexts);
 }
 
-/* Also what callbacks may reach from it: the device */
+/* A context and its device, which callbacks may use as well */
 static void context_check(struct torture_context *context, const char *where)
 {
 	struct torture_device *device = context->device;
+	bool current_is;
 
-	if (READ_ONCE(context->guard.magic) != MAGIC_LIVE ||
+	if (READ_ONCE(context->object.magic) != MAGIC_LIVE ||
 	    READ_ONCE(context->tail) != MAGIC_LIVE) {
 		pr_alert("%s\n", where);
 		torture_error(context->record, "a mirror that is gone, or was overwritten");
 	}
-	if (READ_ONCE(device->guard.magic) != MAGIC_LIVE ||
+	if (hmm_mirror_device(&context->mirror) != &device->hmm)
+		torture_error(context->record, "a mirror of another device");
+	current_is = current->mm == context->record->mm->mm;
+	if (hmm_mirror_is_current(&context->mirror) != current_is)
+		torture_error(context->record, "hmm_mirror_is_current() is wrong");
+	if (READ_ONCE(device->object.magic) != MAGIC_LIVE ||
 	    READ_ONCE(device->tail) != MAGIC_LIVE) {
 		pr_alert("%s\n", where);
 		torture_error(context->record, "a device that is gone, or was overwritten");
 	}
 }
 
-/* Those that @context had before stay in its record. */
+/* A @spare gets a new record. */
 static struct torture_context *context_new(struct torture_context *spare,
 					   struct torture_mm *mm)
 {
@@ -857,8 +908,8 @@ static struct torture_context *context_new(struct torture_context *spare,
 			record_put(record);
 			return NULL;
 		}
-		guard_init(&context->guard, &context->mirror,
-			   sizeof(context->mirror), context_free);
+		object_init(&context->object, &context->mirror,
+			    sizeof(context->mirror), context_free);
 		context->tail = MAGIC_LIVE;
 		atomic_inc(&nr_contexts);
 	} else {
@@ -875,7 +926,10 @@ static void context_got(struct torture_context *context)
 	atomic_inc(&context->record->held);
 }
 
-/* After hmm_mirror_find(), during which nr_finding counts what has no record yet. */
+/*
+ * After hmm_mirror_find(), during which nr_finding counts what has no record
+ * yet.
+ */
 static void context_found(struct torture_context *context)
 {
 	context_got(context);
@@ -896,6 +950,47 @@ static void context_put(struct torture_context *context)
 static bool context_is_live(struct torture_context *context)
 {
 	return hmm_mirror_release_reason(&context->mirror) == HMM_RELEASE_NONE;
+}
+
+static bool error_fits(struct torture_context *context, int error,
+		       enum hmm_release_reason reason)
+{
+	atomic_t *users = &context->record->mm->mm->mm_users;
+
+	switch (reason) {
+	case HMM_RELEASE_NONE:
+		return !error || (error == -ESRCH && !atomic_read(users));
+	case HMM_RELEASE_MM_EXIT:
+		return error == -ESRCH;
+	case HMM_RELEASE_ERROR:
+		return error == -EIO;
+	default:
+		return error == -ENODEV;
+	}
+}
+
+/*
+ * The caller has a reference, or is a callback. The reason changes once, at
+ * most.
+ */
+static void context_check_error(struct torture_context *context)
+{
+	enum hmm_release_reason before, after;
+	int error;
+
+	before = hmm_mirror_release_reason(&context->mirror);
+	/* Read each after the one before */
+	smp_rmb();
+	error = hmm_mirror_error(&context->mirror);
+	/* As above */
+	smp_rmb();
+	after = hmm_mirror_release_reason(&context->mirror);
+
+	if (!error_fits(context, error, before) &&
+	    !error_fits(context, error, after))
+		torture_error(context->record, "hmm_mirror_error() is wrong");
+	if (before != HMM_RELEASE_NONE && before != after)
+		torture_error(context->record, "another reason");
 }
 
 static void late_put(struct timer_list *timer)
@@ -942,23 +1037,43 @@ static bool slot_claim(struct torture_slot *slot)
 	return claimed;
 }
 
-/* The end of a claim: with a context that is registered, or NULL */
+/*
+ * The end of a claim. If @record is not NULL, @context is registered, unless
+ * another thread has found and unregistered it meanwhile: then it may be freed.
+ */
 static void slot_publish(struct torture_slot *slot,
-			 struct torture_context *context)
+			 struct torture_context *context,
+			 struct torture_record *record)
 {
 	unsigned long flags;
 
 	spin_lock_irqsave(&slot->lock, flags);
-	if (context)
-		atomic_inc(&context->device->slot->nr_published);
-	slot->context = context;
+	if (record && !record->ended) {
+		atomic_inc(&record->device->nr_published);
+		slot->context = context;
+	}
 	slot->claimed = false;
 	spin_unlock_irqrestore(&slot->lock, flags);
 }
 
-/* The caller is to unregister it. Only @context or those of @device, if given. */
+/* The caller holds the lock and is to unregister @context. */
+static bool slot_end_locked(struct torture_slot *slot,
+			    struct torture_context *context)
+{
+	struct torture_record *record = context->record;
+
+	if (record->ended)
+		return false;
+	record->ended = true;
+	if (slot->context == context) {
+		slot->context = NULL;
+		atomic_dec(&record->device->nr_published);
+	}
+	return true;
+}
+
+/* The caller is to unregister the context, one of @device if that is given. */
 static struct torture_context *slot_take(struct torture_slot *slot,
-					 struct torture_context *context,
 					 struct torture_device *device)
 {
 	struct torture_context *found;
@@ -966,16 +1081,31 @@ static struct torture_context *slot_take(struct torture_slot *slot,
 
 	spin_lock_irqsave(&slot->lock, flags);
 	found = slot->context;
-	if (found && ((context && found != context) ||
-		      (device && found->device != device)))
+	if (found && device && found->device != device)
 		found = NULL;
-	if (found) {
-		slot->context = NULL;
-		atomic_dec(&found->device->slot->nr_published);
-	}
+	if (found && !slot_end_locked(slot, found))
+		found = NULL;
 	spin_unlock_irqrestore(&slot->lock, flags);
 
 	return found;
+}
+
+/*
+ * If this returns true, the caller is to unregister @context. The caller has a
+ * reference, or is a callback: the thread that registers may not have returned
+ * yet.
+ */
+static bool context_take(struct torture_context *context)
+{
+	struct torture_slot *slot = &slots[context->slot];
+	unsigned long flags;
+	bool taken;
+
+	spin_lock_irqsave(&slot->lock, flags);
+	taken = slot_end_locked(slot, context);
+	spin_unlock_irqrestore(&slot->lock, flags);
+
+	return taken;
 }
 
 static struct torture_context *slot_get(struct torture_slot *slot)
@@ -1000,14 +1130,18 @@ static struct torture_context *slot_get(struct torture_slot *slot)
  * The driver: callbacks, and unregister, which one of them calls
  */
 
-/* The caller took @context from its slot; may not touch it afterwards. */
+/*
+ * The caller has taken @context and, without a reference, may not use it
+ * afterwards.
+ */
 static void context_unregister_async(struct torture_context *context)
 {
-	struct torture_device_slot *ds = context->device->slot;
+	struct torture_record *record = record_get(context->record);
 
-	record_step(context->record, STEP_UNREGISTER_ASYNC);
+	record_step(record, STEP_UNREGISTER_ASYNC);
 	hmm_mirror_unregister_async(&context->mirror);
-	atomic_dec(&ds->nr_registered);
+	atomic_dec(&record->device->nr_registered);
+	record_put(record);
 }
 
 static void context_kill(struct torture_context *context)
@@ -1026,10 +1160,9 @@ static void device_callback(struct torture_context *context)
 	mutex_unlock(&device->lock);
 }
 
-/* Its own end, or that of a neighbour, who may be in its release as well. */
+/* Ends itself, or kills a neighbour, which may be in its release as well. */
 static void release_calls(struct torture_context *context)
 {
-	struct torture_slot *slot = &slots[context->slot];
 	struct torture_context *other;
 
 	if (context->plan & PLAN_KILL) {
@@ -1040,24 +1173,30 @@ static void release_calls(struct torture_context *context)
 		}
 	}
 	if (context->plan & PLAN_ASYNC && context->record->has_free &&
-	    slot_take(slot, context, NULL))
+	    context_take(context))
 		context_unregister_async(context);
 }
 
+/*
+ * If HMM could take mm_users before this, it holds them until this has
+ * returned. Else exit has begun, and none are left.
+ */
 static void torture_release(struct hmm_mirror *mirror)
 {
-	struct torture_context *context =
-		container_of(mirror, struct torture_context, mirror);
+	struct torture_context *context = to_context(mirror);
 	struct torture_record *record = context->record;
+	struct mm_struct *mm = record->mm->mm;
+	bool exiting = !atomic_read(&mm->mm_users);
 
+	atomic_inc(&record->device->nr_running);
 	context_check(context, "in ->release()");
 	record_step(record, STEP_RELEASE);
-	if (!record_has_reason(record, context->device,
-			       hmm_mirror_release_reason(mirror)))
-		torture_error(record, "->release() for a reason that nobody gave");
+	if (!record_has_reason(record, hmm_mirror_release_reason(mirror)))
+		torture_error(record, "->release() for a reason without a cause");
+	context_check_error(context);
 
 	spin_lock_irq(&record->lock);
-	record->stopped = true;
+	record->state.stopped = true;
 	spin_unlock_irq(&record->lock);
 	flush_work(&context->work);
 
@@ -1069,18 +1208,21 @@ static void torture_release(struct hmm_mirror *mirror)
 		usleep_range(50, 50 + (context->plan >> 8) % 4096);
 	record_be_slow(record);
 
+	if (!exiting && !atomic_read(&mm->mm_users))
+		torture_error(record, "->release() while exit has begun");
 	if (READ_ONCE(record->mm->unmapped))
 		torture_error(record, "->release() while pages are freed");
 	context_check(context, "at the end of ->release()");
 	record_step(record, STEP_RELEASED);
+	atomic_dec(&record->device->nr_running);
 }
 
 static void torture_free(struct hmm_mirror *mirror)
 {
-	struct torture_context *context =
-		container_of(mirror, struct torture_context, mirror);
-	struct torture_record *record = context->record;
+	struct torture_context *context = to_context(mirror);
+	struct torture_record *record = record_get(context->record);
 
+	atomic_inc(&record->device->nr_running);
 	context_check(context, "in ->free()");
 	if (atomic_read(&record->held))
 		torture_error(record, "->free() while a reference is held");
@@ -1088,19 +1230,80 @@ static void torture_free(struct hmm_mirror *mirror)
 		device_callback(context);
 	record_be_slow(record);
 	if (hmm_mirror_release_reason(mirror) == HMM_RELEASE_NONE)
-		torture_error(record, "->free() of what was not released");
+		torture_error(record, "->free() of a mirror that was not released");
 	record_step(record, STEP_FREE);
-	guard_bury(&context->guard, context->plan & PLAN_KEEP);
+	object_give_up(&context->object, context->plan & PLAN_KEEP);
+	atomic_dec(&record->device->nr_running);
+	record_put(record);
+}
+
+static void torture_device_free(struct hmm_device *hmm)
+{
+	struct torture_device *device =
+		container_of(hmm, struct torture_device, hmm);
+	struct torture_device_record *record = device->record;
+
+	if (READ_ONCE(device->object.magic) != MAGIC_LIVE ||
+	    xchg(&record->freed, true))
+		torture_error(NULL, "->device_free() a second time");
+	if (!READ_ONCE(record->async))
+		torture_error(NULL, "->device_free() of a registered device");
+	if (atomic_read(&record->nr_published))
+		torture_error(NULL, "->device_free() of a device that has mirrors");
+	if (atomic_read(&record->nr_running))
+		torture_error(NULL, "->device_free() beside another callback");
+	torture_delay(jhash_1word(atomic_inc_return(&nr_points), seed));
+	object_give_up(&device->object, (unsigned long)device & 64);
 }
 
 static const struct hmm_device_ops torture_ops = {
 	.release = torture_release,
+	.device_free = torture_device_free,
 };
 
 static const struct hmm_device_ops torture_free_ops = {
 	.release = torture_release,
 	.free = torture_free,
+	.device_free = torture_device_free,
 };
+
+/*
+ * Holds mm_users until ->release() has begun, which then waits for the mmput().
+ * The caller has a reference.
+ */
+static void work_mmput(struct torture_context *context)
+{
+	struct torture_record *record = context->record;
+	struct torture_mm *mm = record->mm;
+
+	if (mm_use(mm)) {
+		context_kill(context);
+		while (!record_state(record).stopped)
+			usleep_range(50, 100);
+		torture_delay(context->plan >> 8);
+		mm_unuse(mm, false);
+		if (READ_ONCE(mm->unmapped))
+			torture_error(record, "pages are freed before ->release() has returned");
+	}
+	context_put(context);
+}
+
+/* What a helper does that takes mm_users by itself. The caller holds a pin. */
+static void work_helper(struct torture_context *context)
+{
+	struct torture_mm *mm = context->record->mm;
+
+	if (!mm_use(mm)) {
+		torture_error(context->record, "no mm_users in spite of a pin");
+		return;
+	}
+	kthread_use_mm(mm->mm);
+	if (!hmm_mirror_is_current(&context->mirror))
+		torture_error(context->record, "hmm_mirror_is_current() is wrong");
+	torture_delay(context->plan >> 8);
+	kthread_unuse_mm(mm->mm);
+	mm_unuse(mm, false);
+}
 
 /* Pins again and again until the mirror is released, which waits for this. */
 static void torture_work(struct work_struct *work)
@@ -1110,9 +1313,21 @@ static void torture_work(struct work_struct *work)
 	struct torture_record *record = context->record;
 	int i;
 
-	for (i = 0; i < 20 && hmm_mirror_mm_get(&context->mirror); i++) {
+	if (context->plan & PLAN_MMPUT) {
+		work_mmput(context);
+		return;
+	}
+	for (i = 0; i < 20; i++) {
+		struct mm_struct *mm = hmm_mirror_mm_get(&context->mirror);
+
+		if (!mm)
+			break;
+		if (mm != record->mm->mm)
+			torture_error(record, "a pin on another address space");
 		if (READ_ONCE(record->mm->unmapped))
 			torture_error(record, "pages are freed in spite of a pin");
+		if (context->plan & PLAN_HELPER)
+			work_helper(context);
 		torture_delay(context->plan >> (i % 8));
 		if (READ_ONCE(record->mm->unmapped))
 			torture_error(record, "pages are freed in spite of a pin");
@@ -1124,21 +1339,20 @@ static void torture_work(struct work_struct *work)
 static void context_unregister(struct torture_thread *t,
 			       struct torture_context *context, u32 flags)
 {
-	struct torture_device_slot *ds = context->device->slot;
 	struct torture_record *record = record_get(context->record);
 
 	record_step(record, STEP_UNREGISTER);
 	hmm_mirror_unregister(&context->mirror);
 	record_step(record, STEP_FENCE);
-	if (!ds->has_free) {
+	if (!record->has_free) {
 		if (context_is_live(context))
 			torture_error(record, "no reason after unregister");
 		if (t && flags & FLAG_REUSE && !t->spare)
 			t->spare = context;
 		else
-			guard_bury(&context->guard, flags & FLAG_KEEP);
+			object_give_up(&context->object, flags & FLAG_KEEP);
 	}
-	atomic_dec(&ds->nr_registered);
+	atomic_dec(&record->device->nr_registered);
 	record_put(record);
 }
 
@@ -1155,37 +1369,63 @@ static void context_end(struct torture_thread *t,
  * Devices
  */
 
-static void device_free(struct torture_guard *guard)
+static void device_free(struct torture_object *object)
 {
-	kfree(container_of(guard, struct torture_device, guard));
+	struct torture_device *device =
+		container_of(object, struct torture_device, object);
+
+	device_record_put(device->record);
+	kfree(device);
+	if (atomic_dec_and_test(&nr_devices))
+		wake_up_all(&torture_wait);
 }
 
-/* The memory of @device again, or new one; NULL: no memory. */
+/* The memory of @device again, or new memory; NULL: no memory. */
 static struct torture_device *device_new(struct torture_device_slot *ds,
 					 struct torture_device *device)
 {
 	const struct hmm_device_ops *ops =
 		ds->has_free ? &torture_free_ops : &torture_ops;
+	struct torture_device_record *record =
+		kzalloc_obj(*record);
 
-	if (!device) {
+	if (device)
+		device_record_put(device->record);
+	else if (record)
 		device = kzalloc_obj(*device);
-		if (!device)
-			return NULL;
-		guard_init(&device->guard, &device->hmm, sizeof(device->hmm),
-			   device_free);
-		device->tail = MAGIC_LIVE;
-		device->slot = ds;
-		mutex_init(&device->lock);
+	if (!record || !device) {
+		if (device)
+			atomic_dec(&nr_devices);
+		kfree(record);
+		kfree(device);
+		return NULL;
 	}
-	WRITE_ONCE(device->unplugging, false);
+	kref_init(&record->kref);
+	device->record = record;
+	if (!device->tail) {
+		object_init(&device->object, &device->hmm, sizeof(device->hmm),
+			    device_free);
+		device->tail = MAGIC_LIVE;
+		mutex_init(&device->lock);
+		atomic_inc(&nr_devices);
+	}
 	if (hmm_device_register(&device->hmm, ops, "torture"))
 		torture_error(NULL, "a device cannot be registered");
 	return device;
 }
 
+/* The caller holds ds->sem for write. */
+static void device_replace(struct torture_device_slot *ds,
+			   struct torture_device *old)
+{
+	ds->device = device_new(ds, old);
+	WRITE_ONCE(ds->going, false);
+	WRITE_ONCE(ds->unplugged, false);
+}
+
 /*
- * Exclusive: nobody tries to register meanwhile. Then the device is freed in the
- * line after hmm_device_unregister(). The caller holds ds->remove.
+ * Exclusive: no thread tries to register meanwhile. Then the device is freed in
+ * the line after hmm_device_unregister(). The caller holds ds->remove.
  */
 static int device_end(struct torture_device_slot *ds, u32 flags)
 {
@@ -1196,21 +1436,18 @@ static int device_end(struct torture_device_slot *ds, u32 flags)
 
 	if (exclusive)
 		down_write(&ds->sem);
-	unused = exclusive && !atomic_read(&ds->nr_registered);
+	unused = exclusive && !atomic_read(&device->record->nr_registered);
 	ret = hmm_device_unregister(&device->hmm);
-	if (!ret && atomic_read(&ds->nr_published))
+	if (!ret && atomic_read(&device->record->nr_published))
 		torture_error(NULL, "a device went that has mirrors");
 	if (!ret && !exclusive)
 		down_write(&ds->sem);
 	if (!ret) {
-		ds->device = NULL;
 		if (!(flags & FLAG_REUSE)) {
-			guard_bury(&device->guard, flags & FLAG_KEEP);
+			object_give_up(&device->object, flags & FLAG_KEEP);
 			device = NULL;
 		}
-		ds->device = device_new(ds, device);
-		WRITE_ONCE(ds->going, false);
-		WRITE_ONCE(ds->unplugged, false);
+		device_replace(ds, device);
 	}
 	if (exclusive || !ret)
 		up_write(&ds->sem);
@@ -1220,14 +1457,25 @@ static int device_end(struct torture_device_slot *ds, u32 flags)
 	return ret;
 }
 
+/* Its mirrors, if any, stay registered. The caller holds ds->remove. */
+static void device_end_async(struct torture_device_slot *ds)
+{
+	down_write(&ds->sem);
+	WRITE_ONCE(ds->device->record->async, true);
+	hmm_device_unregister_async(&ds->device->hmm);
+	device_replace(ds, NULL);
+	up_write(&ds->sem);
+}
+
+/* The caller holds ds->remove, or, if it is ds->unplugger, may lose it. */
 static void device_unplug(struct torture_device_slot *ds)
 {
 	WRITE_ONCE(ds->going, true);
-	WRITE_ONCE(ds->device->unplugging, true);
+	WRITE_ONCE(ds->device->record->unplugging, true);
 	hmm_device_unplug(&ds->device->hmm);
 }
 
-/* After unplug, while nobody can have replaced it. */
+/* After unplug; the caller still holds ds->remove. */
 static void device_check_released(struct torture_device *device)
 {
 	unsigned long flags;
@@ -1239,7 +1487,7 @@ static void device_check_released(struct torture_device *device)
 		spin_lock_irqsave(&slots[i].lock, flags);
 		context = slots[i].context;
 		if (context && context->device == device &&
-		    !record_is_released(context->record))
+		    !record_state(context->record).released)
 			torture_error(context->record, "live after unplug");
 		spin_unlock_irqrestore(&slots[i].lock, flags);
 	}
@@ -1277,19 +1525,23 @@ static void check_registered(struct torture_device_slot *ds, int ret,
 	}
 }
 
-/* The caller holds ds->sem. */
+/*
+ * The caller holds ds->sem. If this returns 0, another thread may have found
+ * and freed @context: only @record is left.
+ */
 static int context_register(struct torture_context *context,
+			    struct torture_record *record,
 			    struct torture_device_slot *ds,
 			    const struct torture_choice *c)
 {
-	struct torture_mm *mm = context->record->mm;
+	struct torture_mm *mm = record->mm;
 	bool using = c->flags & FLAG_USE_MM && mm_use(mm);
 	bool unplugged = READ_ONCE(ds->unplugged);
 	bool signal = c->delay % 32 == 0;
 	int ret;
 
-	record_step(context->record, STEP_REGISTER);
-	atomic_inc(&ds->nr_registered);
+	record_step(record, STEP_REGISTER);
+	atomic_inc(&record->device->nr_registered);
 	atomic_inc(&mm->registering);
 	atomic_inc(&mm->disturbed);
 	if (signal) {
@@ -1302,36 +1554,78 @@ static int context_register(struct torture_context *context,
 		disallow_signal(SIGUSR1);
 	}
 	atomic_dec(&mm->registering);
-	record_step(context->record, ret ? STEP_REFUSED : STEP_REGISTERED);
+	record_step(record, ret ? STEP_REFUSED : STEP_REGISTERED);
 	check_registered(ds, ret, unplugged, using, signal);
-	if (!ret && READ_ONCE(mm->unmapped) &&
-	    !record_is_released(context->record))
-		torture_error(context->record, "registered on a dead mm");
-	if (!ret && c->flags & FLAG_TWICE &&
-	    hmm_mirror_register(&context->mirror, &ds->device->hmm, mm->mm) !=
-	    -EBUSY)
-		torture_error(context->record, "registered twice");
+	if (!ret && READ_ONCE(mm->unmapped) && !record_state(record).released)
+		torture_error(record, "registered on a dead mm");
 	if (using)
 		mm_unuse(mm, c->flags & FLAG_ASYNC);
 	if (ret)
-		atomic_dec(&ds->nr_registered);
+		atomic_dec(&record->device->nr_registered);
 	return ret;
 }
 
-static void context_start_work(struct torture_context *context)
+/* The caller has a reference. */
+static void context_register_again(struct torture_context *context,
+				   struct torture_device_slot *ds)
 {
-	spin_lock_irq(&context->record->lock);
-	if (!context->record->stopped)
-		queue_work(torture_wq, &context->work);
-	spin_unlock_irq(&context->record->lock);
+	int ret = hmm_mirror_register(&context->mirror, &context->device->hmm,
+				      context->record->mm->mm);
+
+	if (ret != -EBUSY && (ret != -ENODEV || !READ_ONCE(ds->going)))
+		torture_error(context->record, "registered twice");
 }
 
-static void op_register(struct torture_thread *t, const struct torture_choice *c)
+/* ->release() waits for the worker, so none is queued once that has begun. */
+static void context_start_work(struct torture_context *context)
+{
+	bool holds = context->plan & PLAN_MMPUT;
+
+	if (holds) {
+		hmm_mirror_get(&context->mirror);
+		context_got(context);
+	}
+	spin_lock_irq(&context->record->lock);
+	if (!context->record->state.stopped) {
+		queue_work(torture_wq, &context->work);
+		holds = false;
+	}
+	spin_unlock_irq(&context->record->lock);
+	if (holds)
+		context_put(context);
+}
+
+/*
+ * After @context was published in its slot, from which others may have taken
+ * it.
+ */
+static void context_registered(struct torture_context *context,
+			       struct torture_record *record,
+			       struct torture_device_slot *ds,
+			       const struct torture_choice *c)
+{
+	struct torture_context *there = slot_get(&slots[c->slot]);
+
+	if (!there)
+		return;
+	if (there == context && there->record == record) {
+		if (c->flags & FLAG_TWICE)
+			context_register_again(context, ds);
+		if (c->flags & FLAG_WORKER)
+			context_start_work(context);
+	}
+	context_put(there);
+}
+
+static void op_register(struct torture_thread *t,
+			const struct torture_choice *c)
 {
 	struct torture_device_slot *ds = &device_slots[c->device];
 	struct torture_slot *slot = &slots[c->slot];
 	struct torture_context *context;
+	struct torture_record *record;
 	struct torture_mm *mm;
+	int ret = -ENODEV;
 
 	if (!slot_claim(slot))
 		return;
@@ -1340,28 +1634,30 @@ static void op_register(struct torture_thread *t, const struct torture_choice *c
 	if (mm)
 		torture_mm_put(mm);
 	if (!context) {
-		slot_publish(slot, NULL);
+		slot_publish(slot, NULL, NULL);
 		return;
 	}
 	t->spare = NULL;
 	context->slot = c->slot;
 	context->plan = c->plan;
 	INIT_WORK(&context->work, torture_work);
+	record = record_get(context->record);
 
 	down_read(&ds->sem);
-	context->device = ds->device;
-	context->record->has_free = ds->has_free;
-	if (ds->device && !context_register(context, ds, c)) {
-		if (c->flags & FLAG_WORKER)
-			context_start_work(context);
-		slot_publish(slot, context);
-		context = NULL;
+	if (ds->device) {
+		context->device = ds->device;
+		record->device = ds->device->record;
+		kref_get(&record->device->kref);
+		record->has_free = ds->has_free;
+		ret = context_register(context, record, ds, c);
 	}
+	slot_publish(slot, context, ret ? NULL : record);
+	if (ret)
+		object_give_up(&context->object, c->flags & FLAG_KEEP);
+	else
+		context_registered(context, record, ds, c);
 	up_read(&ds->sem);
-	if (context) {
-		slot_publish(slot, NULL);
-		guard_bury(&context->guard, c->flags & FLAG_KEEP);
-	}
+	record_put(record);
 }
 
 static void op_unregister(struct torture_thread *t,
@@ -1369,7 +1665,7 @@ static void op_unregister(struct torture_thread *t,
 {
 	struct torture_context *context;
 
-	context = slot_take(&slots[c->slot], NULL, NULL);
+	context = slot_take(&slots[c->slot], NULL);
 	if (context)
 		context_end(t, context, c->flags);
 }
@@ -1408,6 +1704,7 @@ static void op_hold(struct torture_thread *t, const struct torture_choice *c)
 		return;
 	torture_delay(c->delay);
 	context_check(context, "while a reference is held");
+	context_check_error(context);
 	if (c->flags & FLAG_IRQ)
 		context_put_late(context);
 	else
@@ -1415,8 +1712,10 @@ static void op_hold(struct torture_thread *t, const struct torture_choice *c)
 }
 
 /*
- * It must pin if we use the address space and there was no release; and may not once
- * there was one, or if nobody uses it but for pins of HMM, nor began to meanwhile.
+ * If the test uses the address space and there was no release, this must pin.
+ * But the address space has no task, so that HMM may refuse a second after its
+ * first pin. Once there was a release, this may not pin, nor if only HMM has
+ * used the address space meanwhile.
  */
 static bool context_pin(struct torture_context *context, bool using)
 {
@@ -1424,18 +1723,23 @@ static bool context_pin(struct torture_context *context, bool using)
 	int disturbed = atomic_read(&mm->disturbed);
 	bool live = context_is_live(context);
 	bool abandoned, pinned;
+	struct mm_struct *got;
 
-	/* Each read before the next: who disturbs says so first */
+	/* A thread that disturbs counts itself before it does */
 	smp_rmb();
 	abandoned = !atomic_read(&mm->registering) && !atomic_read(&mm->users);
-	pinned = hmm_mirror_mm_get(&context->mirror);
-	/* As above; those that began meanwhile are seen now */
+	got = hmm_mirror_mm_get(&context->mirror);
+	pinned = got;
+	if (pinned && got != mm->mm)
+		torture_error(context->record, "a pin on another address space");
+	/* As above; threads that began meanwhile are seen now */
 	smp_mb();
 	if (pinned && abandoned && atomic_read(&mm->disturbed) == disturbed)
-		torture_error(context->record, "pinned what only pins keep");
+		torture_error(context->record, "pinned what only pins hold");
 	if (pinned && !live)
 		torture_error(context->record, "pinned, though it is released");
-	if (!pinned && using && context_is_live(context))
+	if (!pinned && using && context_is_live(context) &&
+	    time_before(jiffies, mm->begun + HZ))
 		torture_error(context->record, "not pinned, though it is live");
 	if (pinned && READ_ONCE(mm->unmapped))
 		torture_error(context->record, "pinned what is freed");
@@ -1467,6 +1771,27 @@ static void op_pin(struct torture_thread *t, const struct torture_choice *c)
 	context_put(context);
 }
 
+/*
+ * Perhaps before hmm_mirror_register() has returned to another thread. The
+ * caller has a reference, which this drops.
+ */
+static void found_end(struct torture_thread *t, struct torture_context *context,
+		      const struct torture_choice *c)
+{
+	bool end = c->flags & FLAG_END && context_take(context);
+
+	if (c->flags & FLAG_KILL)
+		context_kill(context);
+	if (end && context->record->has_free)
+		context_unregister_async(context);
+	torture_delay(c->delay);
+	context_check(context, "while a reference is held");
+	end = end && !context->record->has_free;
+	context_put(context);
+	if (end)
+		context_unregister(t, context, c->flags);
+}
+
 static void op_find(struct torture_thread *t, const struct torture_choice *c)
 {
 	struct torture_device_slot *ds = &device_slots[c->device];
@@ -1484,7 +1809,7 @@ static void op_find(struct torture_thread *t, const struct torture_choice *c)
 		mirror = hmm_mirror_find(&device->hmm, mm->mm);
 	up_read(&ds->sem);
 	if (mirror) {
-		context = container_of(mirror, struct torture_context, mirror);
+		context = to_context(mirror);
 		context_found(context);
 	}
 	atomic_dec(&nr_finding);
@@ -1492,16 +1817,14 @@ static void op_find(struct torture_thread *t, const struct torture_choice *c)
 		context_check(context, "of a mirror that was found");
 		if (context->device != device || context->record->mm != mm)
 			torture_error(context->record, "another mirror was found");
-		torture_delay(c->delay);
-		context_check(context, "while a reference is held");
-		context_put(context);
+		found_end(t, context, c);
 	}
 	torture_mm_put(mm);
 }
 
 /*
- * What is live, before and after, is found, or another one of the same two; and what
- * is not is not.
+ * A mirror that is live before and after the lookup is found, or another mirror
+ * of the same device and address space. A mirror that is not live is not found.
  */
 static void op_find_live(struct torture_thread *t,
 			 const struct torture_choice *c)
@@ -1517,10 +1840,10 @@ static void op_find_live(struct torture_thread *t,
 	mirror = hmm_mirror_find(&context->device->hmm,
 				 context->record->mm->mm);
 	if (mirror)
-		context_found(container_of(mirror, struct torture_context, mirror));
+		context_found(to_context(mirror));
 	atomic_dec(&nr_finding);
 	if (mirror)
-		context_put(container_of(mirror, struct torture_context, mirror));
+		context_put(to_context(mirror));
 	if (mirror == &context->mirror && !live)
 		torture_error(context->record, "found, though it is released");
 	if (!mirror && live && context_is_live(context))
@@ -1552,33 +1875,63 @@ static void op_unmap(struct torture_thread *t, const struct torture_choice *c)
 	torture_mm_put(mm);
 }
 
-/* What is due when hmm_synchronize() is called has been done when it returns. */
+struct torture_sync {
+	struct work_struct work;
+};
+
+static void torture_sync_work(struct work_struct *work)
+{
+	hmm_synchronize();
+}
+
+/* In a worker of a WQ_MEM_RECLAIM workqueue, if the flag says so. */
+static void torture_synchronize(u32 flags)
+{
+	struct torture_sync sync;
+
+	if (!(flags & FLAG_WORKER)) {
+		hmm_synchronize();
+		return;
+	}
+	INIT_WORK_ONSTACK(&sync.work, torture_sync_work);
+	queue_work(torture_reclaim_wq, &sync.work);
+	flush_work(&sync.work);
+	destroy_work_on_stack(&sync.work);
+}
+
+/*
+ * A callback that is pending when hmm_synchronize() is called has then
+ * returned.
+ */
 static void op_synchronize(struct torture_thread *t,
 			   const struct torture_choice *c)
 {
 	struct torture_context *context;
 	struct torture_record *record;
 	bool last_put = c->flags & FLAG_LAST_PUT;
-	bool due;
+	bool pending;
 
-	context = slot_take(&slots[c->slot], NULL, NULL);
+	context = slot_take(&slots[c->slot], NULL);
 	if (!context)
 		return;
 	record = record_get(context->record);
 	WRITE_ONCE(record->slow, true);
 	context_kill(context);
-	hmm_synchronize();
-	if (!record_is_released(record))
+	torture_synchronize(c->flags);
+	if (!record_state(record).released)
 		torture_error(record, "not released by hmm_synchronize()");
 	if (!record->has_free) {
 		context_unregister(t, context, c->flags);
 		goto out;
 	}
-	/* Nobody finds it any more; but a find may be about to say what it found */
-	due = !atomic_read(&nr_finding);
+	/*
+	 * No thread finds it any more, but one may be about to count its
+	 * reference
+	 */
+	pending = !atomic_read(&nr_finding);
 	/* Pairs with the barrier in context_found() */
 	smp_rmb();
-	due = due && !atomic_read(&record->might_hold);
+	pending = pending && !atomic_read(&record->might_hold);
 	if (last_put) {
 		hmm_mirror_get(&context->mirror);
 		context_got(context);
@@ -1588,8 +1941,8 @@ static void op_synchronize(struct torture_thread *t,
 		torture_delay(c->delay);
 		context_put(context);
 	}
-	hmm_synchronize();
-	if (due && !record_is_freed(record))
+	torture_synchronize(c->flags);
+	if (pending && !record_state(record).freed)
 		torture_error(record, "not freed by hmm_synchronize()");
 out:
 	record_put(record);
@@ -1608,7 +1961,7 @@ static void op_unplug(struct torture_thread *t, const struct torture_choice *c)
 	if (IS_ENABLED(CONFIG_HMM_TEST_POINTS) && delays &&
 	    c->flags & FLAG_EXCLUSIVE) {
 		WRITE_ONCE(ds->unplugger, current);
-		/* Which unlocks, before it returns */
+		/* Unlocks ds->remove before it returns */
 		device_unplug(ds);
 		return;
 	}
@@ -1633,9 +1986,13 @@ static void op_remove(struct torture_thread *t, const struct torture_choice *c)
 		device_unplug(ds);
 		WRITE_ONCE(ds->unplugged, true);
 	}
+	if (c->flags & FLAG_ASYNC) {
+		device_end_async(ds);
+		goto out;
+	}
 	do {
 		for (i = 0; i < mirrors; i++) {
-			context = slot_take(&slots[i], NULL, ds->device);
+			context = slot_take(&slots[i], ds->device);
 			if (context)
 				context_end(t, context, c->flags);
 		}
@@ -1643,7 +2000,10 @@ static void op_remove(struct torture_thread *t, const struct torture_choice *c)
 		if (ret)
 			usleep_range(100, 1000);
 	} while (ret && ++try < NR_TRIES && !READ_ONCE(torture_paused));
-	/* Registers went on and on: it stays, unless it was unplugged */
+	/*
+	 * Others have registered all the time: it stays, unless it was
+	 * unplugged
+	 */
 	if (ret && !READ_ONCE(ds->unplugged))
 		WRITE_ONCE(ds->going, false);
 out:
@@ -1680,7 +2040,7 @@ static u32 draw(struct torture_thread *t, u32 below)
 	return prandom_u32_state(&t->rnd) % below;
 }
 
-/* All of it, whether or not the operation needs it: nothing depends on the world. */
+/* Draws everything, also what the operation does not need. */
 static void choose(struct torture_thread *t, struct torture_choice *c)
 {
 	unsigned int i, sum = 0;
@@ -1708,7 +2068,7 @@ static void choose(struct torture_thread *t, struct torture_choice *c)
 static void park(struct torture_thread *t)
 {
 	if (t->spare)
-		guard_bury(&t->spare->guard, false);
+		object_give_up(&t->spare->object, false);
 	t->spare = NULL;
 	WRITE_ONCE(t->parked, true);
 	atomic_inc(&nr_parked);
@@ -1750,11 +2110,6 @@ static int torture_choose(void *arg)
 /*
  * Rounds
  */
-
-static long stall_jiffies(void)
-{
-	return (long)stall_seconds * HZ;
-}
 
 /* False: something went wrong, and all is left alone. */
 static bool threads_pause(void)
@@ -1806,6 +2161,8 @@ static void round_check(void)
 		torture_error(NULL, "an address space was not given back");
 	if (atomic_read(&nr_contexts))
 		torture_error(NULL, "mirrors were not freed");
+	if (atomic_read(&nr_devices))
+		torture_error(NULL, "devices were not freed");
 	if (!IS_ENABLED(CONFIG_HMM_TEST_POINTS))
 		return;
 	hmm_test_quiesce(&counts);
@@ -1816,7 +2173,35 @@ static void round_check(void)
 	}
 }
 
-/* No thread runs. Mirrors of exit and unplug go here as well, half of them. */
+static void round_end_device(struct torture_device_slot *ds, bool keep)
+{
+	struct torture_device *device = ds->device;
+
+	if (!device)
+		return;
+	ds->device = NULL;
+	if (hmm_device_unregister(&device->hmm))
+		torture_error(NULL, "a device without mirrors is busy");
+	else
+		object_give_up(&device->object, keep);
+}
+
+/* As remove() of a driver whose files are still open */
+static void round_unplug_device(struct torture_device_slot *ds, bool async)
+{
+	struct torture_device *device = ds->device;
+
+	if (!device)
+		return;
+	device_unplug(ds);
+	if (!async)
+		return;
+	ds->device = NULL;
+	WRITE_ONCE(device->record->async, true);
+	hmm_device_unregister_async(&device->hmm);
+}
+
+/* All threads are parked. Some mirrors are released by exit or unplug first. */
 static void round_end(void)
 {
 	struct torture_context *context;
@@ -1825,29 +2210,19 @@ static void round_end(void)
 	for (i = 0; i < mms; i += 2)
 		mm_slot_exit(i, NULL, i & 2);
 	for (i = 0; i < devices; i += 2)
-		if (device_slots[i].device)
-			device_unplug(&device_slots[i]);
+		round_unplug_device(&device_slots[i], i & 2);
 	for (i = 0; i < mirrors; i++) {
-		context = slot_take(&slots[i], NULL, NULL);
+		context = slot_take(&slots[i], NULL);
 		if (context)
 			context_end(NULL, context, i);
 	}
-	for (i = 0; i < devices; i++) {
-		struct torture_device *device = device_slots[i].device;
-
-		if (!device)
-			continue;
-		if (hmm_device_unregister(&device->hmm))
-			torture_error(NULL, "a device without mirrors is busy");
-		else
-			guard_bury(&device->guard, i & 1);
-		device_slots[i].device = NULL;
-	}
+	for (i = 0; i < devices; i++)
+		round_end_device(&device_slots[i], i & 1);
 	for (i = 0; i < mms; i++)
 		mm_slot_exit(i, NULL, false);
 	wait_event_idle(torture_wait, !atomic_read(&nr_late_puts));
 	hmm_synchronize();
-	graves_shrink(0);
+	quarantine_shrink(0);
 	round_check();
 }
 
@@ -1864,7 +2239,7 @@ static u32 choices_checksum(void)
 	return checksum;
 }
 
-/* One line that says all: the verdict, how to have it again, what was done. */
+/* The verdict, how to repeat the test, and what was done. */
 static void torture_verdict(void)
 {
 	static char counts[512];
@@ -1885,7 +2260,7 @@ static void torture_verdict(void)
 		 atomic_read(&nr_errors), choices_checksum(), sum, counts);
 }
 
-/* In a worker too, which may be quicker than the main thread. */
+/* Also in a worker, which may be faster than the main thread. */
 static void torture_end(void)
 {
 	if (atomic_xchg(&torture_ended, 1))
@@ -1944,13 +2319,14 @@ static void torture_stop(void)
 	if (torture_cleanup_begin())
 		return;
 	wake_up_all(&torture_wait);
-	/* First who pauses the others, and waits for them */
+	/* First the thread that pauses the others and waits for them */
 	torture_stop_kthread(torture_main, torture_main_task);
 	for (i = 0; i < threads; i++)
 		torture_stop_kthread(torture_choose, torture_threads[i].task);
 	if (IS_ENABLED(CONFIG_HMM_TEST_POINTS) && delays)
 		hmm_test_clear_hook();
 	destroy_workqueue(torture_wq);
+	destroy_workqueue(torture_reclaim_wq);
 	torture_cleanup_end();
 }
 
@@ -1974,11 +2350,12 @@ static int __init torture_start(void)
 {
 	int i, ret;
 
-	/* They begin when the main thread lets them */
+	/* The main thread lets them begin */
 	WRITE_ONCE(torture_paused, true);
 	for (i = 0; i < threads; i++) {
-		ret = torture_create_kthread(torture_choose, &torture_threads[i],
-					     torture_threads[i].task);
+		struct torture_thread *t = &torture_threads[i];
+
+		ret = torture_create_kthread(torture_choose, t, t->task);
 		if (ret)
 			return ret;
 	}
@@ -2011,13 +2388,16 @@ static int __init hmm_torture_init(void)
 		 stutter_ms, delays);
 	torture_world_init();
 	torture_wq = alloc_workqueue("hmm_torture", WQ_UNBOUND, 0);
-	ret = torture_wq ? 0 : -ENOMEM;
-	if (!ret && IS_ENABLED(CONFIG_HMM_TEST_POINTS) && delays) {
+	torture_reclaim_wq = alloc_workqueue("hmm_torture_reclaim",
+					     WQ_UNBOUND | WQ_MEM_RECLAIM, 0);
+	ret = torture_wq && torture_reclaim_wq ? 0 : -ENOMEM;
+	if (!ret && IS_ENABLED(CONFIG_HMM_TEST_POINTS) && delays)
 		ret = hmm_test_set_hook(torture_hook);
-		if (ret)
-			destroy_workqueue(torture_wq);
-	}
 	if (ret) {
+		if (torture_wq)
+			destroy_workqueue(torture_wq);
+		if (torture_reclaim_wq)
+			destroy_workqueue(torture_reclaim_wq);
 		torture_init_end();
 		torture_cleanup_begin();
 		torture_cleanup_end();
