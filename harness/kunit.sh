@@ -24,7 +24,7 @@ boot() {
 	echo "# suite: $name" | tee "$dir/$name.ktap"
 	# The parser of kunit.py knows less of a broken log than ours: it only relays.
 	uml_kunit exec --build_dir="$obj" --timeout=300 --raw_output=kunit \
-		"${parameters[@]/#/--kernel_args=}" "$2" \
+		--kernel_args=hmm_core.report_seconds=300 "${parameters[@]/#/--kernel_args=}" "$2" \
 		2>"$dir/$name.log" | tee -a "$dir/$name.ktap" || status=1
 	mv "$obj/test.log" "$dir/$name.console"
 	# User Mode Linux warns of itself (no PCI) before the tests begin.
@@ -43,10 +43,16 @@ lockdep_cases() {
 
 status=0
 streams=()
+# A boot for each suite: what warns once warns in each.
+suites=(hmm hmm_faults)
+[[ -z $ARGS ]] || suites=("$ARGS")
 for ((i = 1; i <= RUNS; i++)); do
-	name=kunit
-	((RUNS == 1)) || name+=-$i
-	boot "$name" "${ARGS:-hmm}"
+	for suite in "${suites[@]}"; do
+		name=kunit
+		[[ $suite != hmm_faults ]] || name=faults
+		((RUNS == 1)) || name+=-$i
+		boot "$name" "$suite"
+	done
 done
 if [[ -z $ARGS ]]; then
 	while read -r case; do
