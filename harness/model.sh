@@ -42,7 +42,7 @@ not_ok() {
 }
 
 scenes() {
-	sed -n 's/^#ifdef SCENE_//p' "$model"
+	sed -nE 's/^#(ifdef|elif defined) SCENE_//p' "$model"
 }
 
 # check DIRECTORY FILE SCENE OPTION...: the checker of one scene, made and run in that
