@@ -20,6 +20,17 @@ obj=$HMM_MUTANTS_OBJ
 base=$HMM_MUTANTS_BASE
 begin=$SECONDS
 
+# User Mode Linux need not end by SIGTERM, and would keep what it has inherited.
+# shellcheck disable=SC2317 # the trap calls it
+end_guests() {
+	local pid
+	for pid in $(jobs -p); do
+		kill -9 -- "-$pid" 2>/dev/null || :
+	done
+	at_exit
+}
+trap end_guests EXIT
+
 # verdict WHAT [WHO]
 verdict() {
 	printf '%s\t%s\t%s\t%s\n' "$1" "${2:-}" $((SECONDS - begin)) "$(cat "$dir/sum")" >"$dir/verdict.new"
@@ -117,7 +128,6 @@ boot() {
 		>"$console" 2>&1 </dev/null &
 	pid=$!
 	set +m
-	doomed=("-$pid")
 	while kill -0 "$pid" 2>/dev/null; do
 		sleep 0.3
 		now=$(stat -c %s "$console")
@@ -136,7 +146,6 @@ boot() {
 	done
 	kill -9 -- "-$pid" 2>/dev/null || :
 	wait "$pid" 2>/dev/null || :
-	doomed=()
 	took=$((SECONDS - start))
 	[[ $who ]] || look
 	if [[ -z $who ]] && ! grep -q 'hmm-guest: pass' "$console"; then
@@ -165,7 +174,10 @@ boots() {
 temp mutant
 mapfile -t parameters <"$base/parameters"
 rm -f "$dir"/{verdict,times,*.console,splats}
-cases=$(sed -nE 's/^\tKUNIT_CASE(_SLOW)?\((.*)\),$/\2/p' "$ROOT/mm/tests/hmm_kunit.c" | paste -sd' ')
+cases=$(for suite in hmm hmm_faults; do
+	echo "$suite:"
+	sed -nE 's/^\tKUNIT_CASE(_SLOW|_PARAM)?\(([a-z0-9_]*).*/\2/p' "$ROOT/mm/tests/${suite}_kunit.c"
+done | paste -sd' ')
 sources >"$dir/log" 2>&1 || verdict invalid "does not apply: $(grep -m 1 -iE 'fail|malformed|garbage|can.t find' "$dir/log")"
 [[ ! -s $dir/patch || -e $temp/module/Kbuild ]] || verdict invalid "changes nothing that is built here"
 build >>"$dir/log" 2>&1 || verdict invalid "does not build: $(grep -m 1 -E 'error|ERROR' "$dir/log")"

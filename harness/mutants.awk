@@ -4,13 +4,16 @@
 # failed, with a tab and what it said; else, after a tab alone, the test that ran
 # last, which is the one that did not come to its end. Nothing failed: nothing.
 #
-# usage: awk -v cases="KUnit tests in their order" [-v running=1] -f mutants.awk console.log
+# usage: awk -v cases="SUITE: KUnit tests in their order..." [-v running=1] -f mutants.awk console.log
 # running: for a guest that hangs or splatted: name the test that runs
 
 BEGIN {
 	n = split(cases, order, " ")
 	for (i = 1; i < n; i++)
-		next_of[order[i]] = order[i + 1]
+		if (sub(/:$/, "", order[i]))
+			first_of[order[i]] = order[i + 1]
+		else if (order[i + 1] !~ /:$/)
+			next_of[order[i]] = order[i + 1]
 	test = "boot"
 }
 
@@ -26,7 +29,8 @@ function found(who, what) {
 	sub(/^(<[0-9]+>)?(\[ *[0-9.]+\])?(\[ *[TC][0-9]+\])? */, "")
 }
 
-/^# Subtest: hmm/ { test = order[1] }
+# A suite, or a test with parameters
+/^# Subtest: hmm/ { test = $3 in first_of ? first_of[$3] : $3 }
 
 # The selftests say which they run
 /^# +RUN +/ { test = $3 }

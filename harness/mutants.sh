@@ -3,14 +3,14 @@
 #
 # make mutants: are the tests any good? Puts single faults into this project's code,
 # one at a time, builds the module and runs the tests on it under User Mode Linux
-# until one fails, in a boot each: KUnit, selftests, each test of lockdep, a short
-# torture and fuzzing, and KUnit with a look for leaks. Each fault has to be found, or
+# until one fails, in a boot each: the KUnit suites, selftests, each test of lockdep, a
+# short torture and fuzzing, and KUnit with a look for leaks. Each fault has to be found, or
 # be none, and the list says why. Those that have a verdict from before, of the same sources,
 # are not run again. The table is out/$BASE/mutants/table.txt, the last line
 # "N passed, N failed, N skipped"; a mutant that survives is a failure.
 #
 # usage: [BASE=...] [JOBS=N] [ARGS="[only=BOOT] [LIST|PATCH|DIRECTORY|sample]... [NAME...]"] harness/mutants.sh
-# only=BOOT: kunit, selftests, torture, fuzz or leaks, and no other: can it find them?
+# only=BOOT: kunit, faults, selftests, torture, fuzz or leaks, and no other: can it find them?
 # LIST is a file like harness/mutants/list (the default), PATCH a file *.patch or *.diff
 # against this repository, DIRECTORY one with patches; sample: the names in
 # harness/mutants/sample; NAME: a mutant of a list, instead of all of them.
@@ -34,7 +34,7 @@ arguments() {
 	wanted=()
 	export HMM_MUTANTS_ONLY=
 	for word in $ARGS; do
-		if [[ $word =~ ^only=(kunit|selftests|torture|fuzz|leaks)$ ]]; then
+		if [[ $word =~ ^only=(kunit|faults|selftests|torture|fuzz|leaks)$ ]]; then
 			HMM_MUTANTS_ONLY=${BASH_REMATCH[1]}
 		elif [[ $word == sample ]]; then
 			mapfile -t -O ${#wanted[@]} wanted < <(data mutants/sample)
@@ -119,7 +119,8 @@ initramfs() {
 # The boots of each mutant, with limits of any length.
 boots() {
 	local case
-	echo "kunit 600 120 hmm.leaks=no kunit"
+	echo "kunit 600 120 hmm.leaks=no kunit hmm"
+	echo "faults 600 120 hmm.leaks=no kunit hmm_faults"
 	# But the soak, which takes minutes here, and is a torture of processes
 	echo "selftests 900 120 hmm.leaks=no hmm-device-tests -T soak"
 	while read -r case; do
@@ -127,7 +128,7 @@ boots() {
 	done < <(sed -n 's/^\tKUNIT_CASE(\(.*\)),$/\1/p' "$ROOT/mm/tests/hmm_lockdep_kunit.c")
 	echo "torture $((torture_seconds + 120)) 60 hmm.leaks=no torture $torture_seconds"
 	echo "fuzz $((fuzz_seconds + 120)) 120 hmm.leaks=no fuzz 1 $fuzz_seconds"
-	echo "leaks 600 120 kmemleak=on kunit"
+	echo "leaks 600 120 kmemleak=on kunit hmm"
 }
 
 # Limits by what it takes without a fault: a test that fails says so within 20 s.
@@ -191,12 +192,16 @@ run_all() {
 		set -m
 		one "$name" &
 		set +m
-		doomed+=("-$!")
 	done
 	while (($(jobs -pr | wc -l))); do
 		one_ends
 	done
-	doomed=()
+}
+
+# Those that still run end with this script.
+end_all() {
+	mapfile -t -O ${#doomed[@]} doomed < <(jobs -pr | sed 's/^/-/')
+	at_exit
 }
 
 one() {
@@ -236,6 +241,7 @@ fi
 
 passed=0
 failed=0
+trap end_all EXIT
 run_all
 for name in "${names[@]}"; do
 	row "$name"

@@ -44,15 +44,15 @@ test_damaged_tree_heals() {
 test_import_takes_back() {
 	cached_key
 	copy import
-	touch "$checkout/mm/leftover.c"
-	echo mm/leftover.c >>"$checkout/harness/files"
-	printf 'add mm/rmap.c after\n<#include <linux/mm.h>\n>#include <linux/leftover.h>\n' >>"$checkout/harness/hooks"
+	touch "$checkout/mm/leftover.h"
+	echo mm/leftover.h mm/leftover.h >>"$checkout/harness/files"
+	printf '\nmm/rmap.c after\n<#include <linux/mm.h>\n>#include <linux/leftover.h>\n' >>"$checkout/harness/hooks"
 	"$checkout/harness/import.sh" "$key"
-	holds test -e "$HMM_CACHE/tree/$key/mm/leftover.c"
+	holds test -e "$HMM_CACHE/tree/$key/mm/leftover.h"
 	holds grep -q leftover "$HMM_CACHE/tree/$key/mm/rmap.c"
 	touch "$work/before"
 	"$HARNESS/import.sh" "$key"
-	holds test ! -e "$HMM_CACHE/tree/$key/mm/leftover.c"
+	holds test ! -e "$HMM_CACHE/tree/$key/mm/leftover.h"
 	holds cmp "$HMM_CACHE/pristine/$key/mm/rmap.c" "$HMM_CACHE/tree/$key/mm/rmap.c"
 	holds test "$(find "$HMM_CACHE/tree/$key" -newer "$work/before" -type f | wc -l)" = 1
 }
