@@ -8,12 +8,14 @@ usage: series.py check
        series.py stream PRISTINE FINAL VERSION REF
 
 check says what is wrong with the manifest and its messages. names prints one patch a
-line, and "rfc" behind those that are. message prints one, for Linux VERSION. stream prints what git fast-import makes a branch
-REF of: the files that the series touches as PRISTINE, of Linux VERSION, has them, then
-a commit for each patch. FINAL is what stage.sh writes. The format of the manifest: its
-top.
+line, and "rfc" behind those that an import does not make. message prints one, for Linux
+VERSION. stream prints what git fast-import makes a branch REF of: the files that the series
+touches as PRISTINE, of Linux VERSION, has them, then a commit for each patch. It fails if a
+name of ours comes with a patch before the one that uses it. FINAL is what stage.sh writes.
+The format of the manifest: its top.
 """
 
+import collections
 import datetime
 import difflib
 import os
@@ -32,11 +34,12 @@ def stop(what):
 
 
 class Lines:
-    """What finds the lines of a claim."""
+    """What finds the lines of a claim, and what stands there before its patch."""
 
     def __init__(self, pattern, with_comment):
         self.pattern = pattern
         self.with_comment = with_comment
+        self.before = []
 
     def of(self, lines):
         text = "".join(lines)
@@ -61,8 +64,16 @@ class Series:
         self.settings = {}
         self.patches = []
         for number, line in enumerate(open(MANIFEST, encoding="utf-8"), 1):
-            if line.strip() and not line.startswith("#"):
+            if line.startswith(">"):
+                self.before(line[1:], f"{MANIFEST}:{number}")
+            elif line.strip() and not line.startswith("#"):
                 self.line(line.split(None, 2), f"{MANIFEST}:{number}")
+
+    def before(self, text, where):
+        lines = self.patches[-1].claims[-1][1] if self.patches and self.patches[-1].claims else ""
+        if not lines:
+            stop(f"{where}: a line with > stands below a take of some lines")
+        lines.before.append(text)
 
     def line(self, words, where):
         verb = words[0]
@@ -86,18 +97,24 @@ class Series:
     def span(text, where):
         """What finds the lines of a claim; nothing: those that nobody else claims."""
         function = re.fullmatch(r"(\w+)\(\)", text)
+        comment = re.fullmatch(r"comment (\w+)\(\)", text)
+        paragraph = re.fullmatch(r"paragraph (.+)", text)
         config = re.fullmatch(r"config (\w+)", text)
         pattern = re.fullmatch(r"/(.+)/", text)
         if function:
             # From its first line to what exports it, and the empty line behind
             text = r"^(?:\S.*\b)?%s\([^;{]*\n\{\n(?s:.*?)^\}\n(?:\S.*\n)*\n?" % function[1]
+        elif comment:
+            text = r"^/\*.*\n(?: \*.*\n)*(?=(?:\S.*\b)?%s\([^;{]*\n\{\n)" % comment[1]
+        elif paragraph:
+            text = r"^ \* %s.*\n(?: \*[ \t].*\n)*" % re.escape(paragraph[1])
         elif config:
             # With the empty line before it
             text = r"^\nconfig %s\n(?s:.*?)(?=^\nconfig |\Z)" % config[1]
         elif pattern:
             text = pattern[1]
         elif text:
-            stop(f"{where}: {text}: no /regular expression/, function() or config SYMBOL")
+            stop(f"{where}: {text}: no /regular expression/, function(), comment, paragraph or config")
         try:
             return text and Lines(re.compile(text, re.M), bool(function))
         except re.error as error:
@@ -172,6 +189,8 @@ class Cutter:
                 path = self.land(path)
                 if path not in self.paths:
                     stop(f"{patch.name}: take {path}: an import does not touch it")
+                if lines and lines.before and os.path.exists(os.path.join(pristine, path)):
+                    stop(f"{patch.name}: take {path}: lines with > are for files that the kernel does not have")
                 if lines:
                     self.claims.setdefault(path, []).append((patch.number, lines))
                 else:
@@ -193,13 +212,25 @@ class Cutter:
             owners = [0] * len(lines)
             for number, claim in claims:
                 found = list(claim.of(lines))
-                for i in (i for span in found for i in span):
+                for i in (i for span in found for i in span if not claim.before):
                     owners[i] = max(owners[i], number)
                 if not found and not self.same(path):
                     stop(f"{self.series.patches[number - 1].name}: {path}: "
                          f"no line of it is like /{claim.pattern.pattern}/")
             self.known[key] = owners
         return [owner or base for owner in self.known[key]]
+
+    @staticmethod
+    def standing(new, number, claims):
+        """The lines as they stand after that patch, which some claims of later ones change."""
+        result = list(new)
+        later = [claim for claim in claims if claim[0] > number and claim[1].before]
+        for _, claim in sorted(later, key=lambda claim: -claim[0]):
+            for span in claim.of(new):
+                for i in span:
+                    result[i] = ""
+                result[span[0]] = "".join(claim.before)
+        return result
 
     def same(self, path):
         """An import may write a file and leave it as it was."""
@@ -229,8 +260,8 @@ class Cutter:
         bases = self.base_owner.get(path, [])
         if old is None:
             owners = self.owners(path, new, bases[-1] if bases else sys.maxsize, claims)
-            lines = [line for line, owner in zip(new, owners) if owner <= number]
-            return (lines, mode) if lines else (None, None)
+            lines = [text for text, owner in zip(self.standing(new, number, claims), owners) if owner <= number]
+            return (lines, mode) if any(lines) else (None, None)
         return self.merge(path, old, new, number, claims, bases), mode
 
     def tree(self, number):
@@ -261,6 +292,28 @@ def patched(pristine, tree, diff):
             lines, mode = read(work, path)
             tree[path] = ("".join(lines), mode)
     return tree
+
+
+def names_in(tree):
+    """How often each name of ours stands in the code of the core."""
+    names = collections.Counter()
+    for path, (text, _) in tree.items():
+        if re.fullmatch(r"(mm/hmm_\w+|include/linux/hmm_device)\.[ch]", path):
+            code = re.sub(r"/\*(?s:.*?)\*/|\"[^\"\n]*\"", "", text)
+            names.update(re.findall(r"\b(?:hmm|HMM)_\w+", code))
+    return names
+
+
+def too_early(patches):
+    """What comes with one of (patch, tree), and is used from a later one on only."""
+    counted = [(patch, names_in(tree)) for patch, tree in patches]
+    for at, (patch, names) in enumerate(counted):
+        for name in sorted(name for name in names if names[name] == 1):
+            if at and counted[at - 1][1][name]:
+                continue
+            user = next((later.name for later, count in counted[at + 1:] if count[name] > 1), None)
+            if user:
+                yield f"{patch.name}: {name} is not used before {user}; see {MANIFEST}"
 
 
 def emit(out, *texts):
@@ -310,13 +363,11 @@ def stream(pristine, final, version, ref):
     commit(out, ref, f"{author} {int(begin.timestamp())} +0000", f"Linux {version}\n", {}, before)
     rest = {path: before[path] for path in others if path in before}
     applied = []
+    trees = []
     for patch in series.patches:
         after = {**rest, **cutter.tree(patch.number)}
         for diff in applied + patch.diffs:
             after = after and patched(pristine, after, diff)
-        if after is None and patch.rfc:
-            print(f"hmm: series: {patch.name} is left out: it does not apply to this kernel", file=sys.stderr)
-            continue
         if after is None:
             stop(f"{patch.name}: a diff of it does not apply to this kernel")
         applied += patch.diffs
@@ -325,6 +376,10 @@ def stream(pristine, final, version, ref):
         when = int(begin.timestamp()) + patch.number
         commit(out, ref, f"{author} {when} +0000", series.message(patch.name, version), before, after)
         before = after
+        trees.append((patch, after))
+    early = list(too_early(trees))
+    if early:
+        stop("\nhmm: series: ".join(early))
 
 
 def main():

@@ -61,22 +61,19 @@ branch() {
 	git_ reset --quiet --hard hmm
 }
 
+# All of them, or none.
 mail() {
-	local rfc number=0 total file
+	mkdir "$temp/mails"
+	git_ format-patch --quiet --output-directory "$temp/mails" --cover-letter --cover-from-description=subject \
+		--no-signature --rfc --numbered base..hmm
+	mkdir -p "${mails%/*}"
 	rm -rf "$mails"
-	mkdir -p "$mails"
-	git_ format-patch --quiet --output-directory "$mails" --cover-letter --cover-from-description=subject \
-		--no-signature --numbered base..hmm
-	total=$(git_ rev-list --count base..hmm)
-	while read -r _ rfc; do
-		number=$((number + 1))
-		[[ $rfc && $number -le $total ]] || continue
-		file=$(compgen -G "$mails/$(printf '%04d' "$number")-*.patch")
-		sed -i "s/^Subject: \[PATCH $number\/$total\]/Subject: [RFC PATCH $number\/$total]/" "$file"
-	done < <("$HARNESS/series.py" names)
+	cp -r "$temp/mails" "$mails"
 }
 
 need git make patch perl-base python3
+# Whatever stops this leaves no mails of another run
+rm -rf "$mails"
 "$HARNESS/series.py" check >&2 || die "series: harness/series: correct what is above"
 identity
 lock series
