@@ -6,7 +6,7 @@
 # console is clean. Results are in out/$BASE/FLAVOUR/JOB/.
 #
 # usage: harness/boot.sh JOB [ARGUMENT...]   the jobs: harness/guest/init
-# HMM_BOOT_LIMIT, HMM_LIMIT: seconds until init runs (120), from then on (900)
+# HMM_BOOT_LIMIT, HMM_LIMIT: seconds until init runs (120), from then on (480)
 # HMM_FLAVOUR: which build to boot (debug); HMM_INITRAMFS: another initramfs
 # HMM_KERNEL: the name of the results instead of JOB, then kernel parameters
 # HMM_COUNT=1: an instruction takes the guest's clock a nanosecond, however long it
@@ -22,7 +22,7 @@ read -r name parameters <<<"${HMM_KERNEL:-$job}"
 guest=$OUT/${HMM_FLAVOUR:-debug}
 dir=$guest/$name
 boot_limit=${HMM_BOOT_LIMIT:-120}
-limit=${HMM_LIMIT:-900}
+limit=${HMM_LIMIT:-480}
 
 # Called with the accelerator and what differs between the ways to boot.
 qemu() {

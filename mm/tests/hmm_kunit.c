@@ -96,7 +96,7 @@ static bool wait_for(struct completion *completion)
 					   msecs_to_jiffies(LIMIT_MS));
 }
 
-/* Only the first who comes to a closed gate stays. */
+/* Only the first thread at a closed gate stays there. */
 static void gate_pass(unsigned int at)
 {
 	if (!xchg(&gates[at].closed, false))
