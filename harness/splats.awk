@@ -40,7 +40,7 @@ function race_end(i,    j, side, sides, theirs) {
 			side = j
 			sides++
 			theirs += others != "" && line[j + 1] ~ others
-		} else if (side && j <= side + 2 && line[j] ~ /\[(hmm_core|test_hmm_device|hmm_kunit|hmm_torture)\]/)
+		} else if (side && j <= side + 2 && line[j] ~ /\[(hmm_[a-z_]+|test_hmm_device)\]/)
 			ours = 1
 	}
 	if (sides == theirs)
