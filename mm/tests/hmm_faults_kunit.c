@@ -531,7 +531,8 @@ static void work_synchronize(struct work_struct *work)
 {
 	struct scene *s = container_of(work, struct scene, work);
 
-	s->context.task = current;
+	WRITE_ONCE(s->context.task, current);
+	changed(s);
 	hmm_synchronize();
 	WRITE_ONCE(s->work_done, true);
 	changed(s);
